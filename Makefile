@@ -1,0 +1,89 @@
+# The only entry: `make help` lists what there is. Everything runs in .venv, made from constraints.txt when it is missing or old.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTHON ?= python3
+# An import that may not cache its bytecode compiles torch, ray and transformers anew in every process.
+export PYTHONDONTWRITEBYTECODE :=
+export UV_SYSTEM_CERTS ?= 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+##@ The main job
+.PHONY: demo
+demo: $(STAMP) ## Pretrain, fine-tune, evaluate, register, serve and ask: all on this machine (KEEP=1 leaves the service up)
+	$(BIN)/python examples/demo/demo.py $(if $(KEEP),--keep)
+
+##@ Tests
+.PHONY: test
+test: lint test-unit test-integration test-demo ## Everything that CI runs
+
+.PHONY: test-unit
+test-unit: $(STAMP) ## The inner loop, under a minute
+	$(BIN)/pytest -q tests/unit
+
+.PHONY: test-integration
+test-integration: $(STAMP) ## Real Ray, torchrun, MLflow and servers
+	$(BIN)/pytest -q tests/integration
+
+.PHONY: test-demo
+test-demo: $(STAMP) ## The demo from the three YAML files, in a folder of its own
+	$(BIN)/python examples/demo/demo.py --home "$$(mktemp -d)/plinth" --port 18231
+
+.PHONY: lint
+lint: $(STAMP) ## Format, lint, types, layers, and generated files up to date
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy operator/plinth_api workloads/plinth_workloads examples/demo benchmarks tests
+	$(BIN)/lint-imports
+	$(MAKE) --no-print-directory verify
+
+.PHONY: verify
+verify: $(STAMP) ## Fail when a generated file differs from what the models give
+	$(BIN)/python -m plinth_api.generate --check
+
+##@ Development
+.PHONY: venv
+venv: $(STAMP) ## The environment that everything runs in
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	uv="$$(command -v uv || true)"; \
+	if [ -z "$$uv" ]; then $(BIN)/pip install --quiet uv && uv=$(BIN)/uv || true; fi; \
+	if [ -n "$$uv" ]; then \
+	  VIRTUAL_ENV=$(VENV) "$$uv" pip install --quiet -c constraints.txt -e '.[workloads]' --group test --group lint; \
+	else \
+	  $(BIN)/pip install --quiet --upgrade 'pip>=25.1' && \
+	  $(BIN)/pip install --quiet -c constraints.txt -e '.[workloads]' --group test --group lint; \
+	fi
+	touch $@
+
+.PHONY: generate
+generate: $(STAMP) ## Write crds/, the chart's copy and docs/api.md from the models
+	$(BIN)/python -m plinth_api.generate
+
+.PHONY: format
+format: $(STAMP) ## Format the code and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: constraints
+constraints: ## Compile constraints.txt, the tested set of versions, anew
+	uv pip compile --quiet --universal --no-header --no-emit-index-url --no-annotate --python-version 3.11 \
+	  --all-extras --group test --group lint pyproject.toml -o constraints.txt
+
+.PHONY: bench-train
+bench-train: $(STAMP) ## The loop's overhead and throughput, written to benchmarks/results/
+	$(BIN)/python benchmarks/train_overhead.py
+	$(BIN)/python benchmarks/train_throughput.py
+
+.PHONY: clean
+clean: ## Remove the environment, caches and local runs
+	rm -rf $(VENV) .plinth .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+.PHONY: help
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -1,0 +1,22 @@
+"""Kubernetes resource quantities as numbers."""
+
+_FACTORS = {
+    "m": 1e-3,
+    "k": 1e3,
+    "M": 1e6,
+    "G": 1e9,
+    "T": 1e12,
+    "P": 1e15,
+    "Ki": 2.0**10,
+    "Mi": 2.0**20,
+    "Gi": 2.0**30,
+    "Ti": 2.0**40,
+    "Pi": 2.0**50,
+}
+
+
+def parse_quantity(quantity: int | str) -> float:
+    """The number that a quantity stands for: 0.5 for "500m", 1073741824 for "1Gi"."""
+    text = str(quantity)
+    number = text.rstrip("".join(set("".join(_FACTORS))))
+    return float(number) * _FACTORS.get(text[len(number) :], 1.0)

@@ -1,0 +1,163 @@
+"""The documents that workloads read: TrainRun (run.json) and ServeRun (serve.json).
+
+One JSON document says everything a workload needs, with every default made explicit and nothing about Kubernetes in it,
+so that the same document gives the same run on a laptop and on a cluster.
+"""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from plinth_api.adaptation import LoRA
+from plinth_api.base import ApiModel
+from plinth_api.common import GateRule
+from plinth_api.job import DataFormat
+
+MAX_RUN_BYTES = 512 * 1024
+"""A run document travels in a ConfigMap, which etcd limits to 1 MiB with everything around it."""
+
+
+class RunSource(ApiModel):
+    """A source of examples with its pvc:// claims replaced by paths."""
+
+    uri: str
+    weight: float
+    format: Literal["jsonl", "parquet", "arrow", "csv", "txt"] | None
+    split: str | None
+
+
+class RunData(ApiModel):
+    """What to train on. Exactly one of the two kinds of validation is set, or none."""
+
+    train: tuple[RunSource, ...]
+    validation: tuple[RunSource, ...]
+    validation_fraction: float | None
+    columns: dict[str, str]
+    format: DataFormat | None
+    task: Literal["pretrain", "completion", "instruction"]
+
+
+class RunModel(ApiModel):
+    """What to start from: `uri`, with aliases replaced by versions, or `architecture` with `config` and a tokenizer."""
+
+    uri: str | None
+    architecture: str | None
+    config: dict[str, Any]
+    tokenizer_uri: str | None
+    tokenizer_vocab_size: int | None
+
+
+class RunTraining(ApiModel):
+    """How to train. Exactly one of `steps`, `epochs`, `tokens` is set."""
+
+    steps: int | None
+    epochs: float | None
+    tokens: int | None
+    sequence_length: int
+    global_batch_size: int
+    micro_batch_size: int
+    learning_rate: float
+    schedule: Literal["cosine", "linear", "constant", "wsd"]
+    warmup_steps: int
+    decay_steps: int | None
+    final_learning_rate_fraction: float
+    optimizer: Literal["adamw", "muon"]
+    weight_decay: float
+    beta1: float
+    beta2: float
+    epsilon: float
+    max_grad_norm: float
+    precision: Literal["bf16", "fp32"]
+    packing: bool
+    compile: bool
+    seed: int
+
+
+class RunWorkers(ApiModel):
+    """The processes that train; `shard` x `replicate` equals `num_workers`."""
+
+    num_workers: int
+    shard: int
+    replicate: int
+    gpus: int
+    cpus: float
+    memory_bytes: int | None
+
+
+class RunCheckpoint(ApiModel):
+    """Where state is saved. `every_steps` is None for a tenth of the run."""
+
+    uri: str
+    every_steps: int | None
+    keep: int
+    resume_from: str | None
+
+
+class RunEvaluation(ApiModel):
+    """When and by what the model is measured. `every_steps` is None for a tenth of the run."""
+
+    every_steps: int | None
+    metrics: tuple[str, ...]
+    gate: tuple[GateRule, ...]
+
+
+class RunOutput(ApiModel):
+    """What is registered; `model` has the registry's prefix."""
+
+    model: str
+    alias: str | None
+    merge: bool
+
+
+class RunTracking(ApiModel):
+    """Where the run is recorded. `run_id` is None where the workload creates the run itself."""
+
+    uri: str
+    experiment: str
+    run_name: str
+    run_id: str | None
+    tags: dict[str, str]
+
+
+class TrainRun(ApiModel):
+    """Everything that a training workload needs."""
+
+    version: Literal[1] = 1
+    kind: Literal["PretrainJob", "FineTuneJob"]
+    name: str
+    uid: str
+    objective: Literal["causalLM"]
+    model: RunModel
+    lora: LoRA | None = Field(description="lora is None for a method that moves all weights.")
+    data: RunData
+    training: RunTraining
+    workers: RunWorkers
+    checkpoint: RunCheckpoint
+    evaluation: RunEvaluation
+    output: RunOutput
+    tracking: RunTracking
+    work_dir: str = Field(
+        description="workDir is a folder for caches, progress and the model on its way to the registry."
+    )
+
+
+class ServeModel(ApiModel):
+    """The model version in use: the part of a service that changes in place (Ray Serve's user_config)."""
+
+    uri: str = Field(description="uri with the alias replaced by a version.")
+
+
+class ServeRun(ApiModel):
+    """Everything that a serving workload needs."""
+
+    version: Literal[1] = 1
+    name: str = Field(description="name under which the model is served.")
+    engine: Literal["torch"]
+    model: ServeModel
+    tracking_uri: str
+    gpus: int
+    cpus: float
+    min_replicas: int
+    max_replicas: int
+    target_ongoing_requests: int
+    work_dir: str

@@ -1,0 +1,163 @@
+"""Which accepted fields do not work yet, and which have no meaning outside a cluster.
+
+The API is accepted whole from the first day; a field whose behaviour is still to come is refused with its path, never
+ignored. `tests/unit/plinth_api/test_every_field.py` proves that each field is used, refused, or listed here.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from plinth_api.errors import Problem
+from plinth_api.parse import Resource
+
+ANY: frozenset[object] = frozenset()
+"""Every value of the field is refused."""
+
+ABOVE_ONE = range(2, 65)
+"""Every size but 1 is refused; the schema has no size above 64."""
+
+_JOB_NOT_SUPPORTED: Mapping[str, Collection[object]] = {
+    "spec.data.prepare": ANY,
+    "spec.data.train[].format": {"imageFolder", "webdataset"},
+    "spec.data.validation.sources[].format": {"imageFolder", "webdataset"},
+    "spec.data.columns.chosen": ANY,
+    "spec.data.columns.rejected": ANY,
+    "spec.data.columns.label": ANY,
+    "spec.data.columns.image": ANY,
+    "spec.data.columns.audio": ANY,
+    "spec.training.optimizer.name": {"adamw8bit"},
+    "spec.training.precision": {"fp8"},
+    "spec.training.activationCheckpointing": {"selective", "full"},
+    "spec.compute.elastic": ANY,
+    "spec.compute.parallelism.tensor": ABOVE_ONE,
+    "spec.compute.parallelism.context": ABOVE_ONE,
+    "spec.watchdog.noProgressSeconds": ANY,
+    "spec.watchdog.startupSeconds": ANY,
+    "spec.watchdog.onNaN": {"Rollback"},
+}
+
+NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
+    "PretrainJob": {
+        **_JOB_NOT_SUPPORTED,
+        "spec.objective.maskedLM": ANY,
+        "spec.objective.spanDenoising": ANY,
+        "spec.objective.contrastiveText": ANY,
+        "spec.objective.contrastiveImageText": ANY,
+        "spec.objective.imageTextMatching": ANY,
+        "spec.objective.maskedImage": ANY,
+        "spec.objective.diffusion": ANY,
+        "spec.objective.maskedAudio": ANY,
+        "spec.objective.autoencoder": ANY,
+        "spec.objective.maskedGraph": ANY,
+        "spec.objective.maskedVideo": ANY,
+        "spec.objective.sequenceModelling": ANY,
+        "spec.data.columns.messages": ANY,
+        "spec.data.columns.prompt": ANY,
+        "spec.data.columns.completion": ANY,
+    },
+    "FineTuneJob": {
+        **_JOB_NOT_SUPPORTED,
+        "spec.task.classification": ANY,
+        "spec.task.tokenClassification": ANY,
+        "spec.task.embedding": ANY,
+        "spec.task.preference": ANY,
+        "spec.task.reward": ANY,
+        "spec.task.reinforcement": ANY,
+        "spec.task.distillation": ANY,
+        "spec.method.qlora": ANY,
+        "spec.method.dora": ANY,
+        "spec.method.ia3": ANY,
+        "spec.method.adaptionPrompt": ANY,
+        "spec.method.prefix": ANY,
+        "spec.method.prompt": ANY,
+        "spec.method.promptEncoder": ANY,
+        "spec.data.format": {"preference", "labelled"},
+    },
+    "ModelService": {
+        "spec.adapters": ANY,
+        "spec.engine": {"vllm"},
+        "spec.task": {"embed", "classify"},
+        "spec.prompt": ANY,
+        "spec.rollout.canary": ANY,
+        "spec.access.apiKeySecretRef": ANY,
+        "spec.compute.tensorParallel": ABOVE_ONE,
+        "spec.scaling.minReplicas": {0},
+    },
+}
+
+_CLUSTER_ONLY_COMPUTE = (
+    "spec.compute.accelerator",
+    "spec.compute.queueName",
+    "spec.compute.image",
+    "spec.compute.imagePullSecrets",
+    "spec.compute.serviceAccountName",
+    "spec.compute.priorityClassName",
+    "spec.compute.nodeSelector",
+    "spec.compute.tolerations",
+    "spec.compute.env",
+    "spec.compute.volumes",
+    "spec.compute.podTemplate",
+    "spec.model.secretRef",
+)
+
+_CLUSTER_ONLY_JOB = (
+    *_CLUSTER_ONLY_COMPUTE,
+    "spec.data.train[].secretRef",
+    "spec.data.validation.sources[].secretRef",
+    "spec.tracking.secretRef",
+    "spec.restart",
+    "spec.activeDeadlineSeconds",
+    "spec.ttlSecondsAfterFinished",
+    "spec.suspend",
+)
+
+CLUSTER_ONLY: Mapping[str, Collection[str]] = {
+    "PretrainJob": _CLUSTER_ONLY_JOB,
+    "FineTuneJob": _CLUSTER_ONLY_JOB,
+    "ModelService": (
+        *_CLUSTER_ONLY_COMPUTE,
+        "spec.compute.perReplica.memory",
+        "spec.rollout.clusterChange",
+        "spec.access.ingress",
+    ),
+}
+"""Fields that the operator acts on and a workload never sees; a local run names those that it passes over."""
+
+
+def unsupported_problems(resource: Resource) -> list[Problem]:
+    """A problem for each field of `resource` whose behaviour is still to come."""
+    table = NOT_SUPPORTED[resource.kind]
+    return [
+        Problem(path, f"not supported yet: {path}" + (f" = {value}" if refused else ""))
+        for path, value in _walk(_set_fields(resource))
+        if (refused := table.get(_pattern(path))) is not None and (not refused or value in refused)
+    ]
+
+
+def cluster_only_fields(resource: Resource) -> list[str]:
+    """The paths of the fields set in `resource` that only a cluster acts on."""
+    return [path for path, _ in _walk(_set_fields(resource)) if _pattern(path) in CLUSTER_ONLY[resource.kind]]
+
+
+def _set_fields(resource: Resource) -> dict[str, Any]:
+    fields: dict[str, Any] = json.loads(resource.model_dump_json(by_alias=True, exclude_unset=True, include={"spec"}))
+    return fields
+
+
+def _pattern(path: str) -> str:
+    return re.sub(r"\[\d+\]", "[]", path)
+
+
+def _walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every path inside JSON-like `value` with what lies there; an explicit null counts as left out."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if item is not None:
+                inner = f"{path}.{key}" if path else key
+                yield inner, item if not isinstance(item, dict | list) else None
+                yield from _walk(item, inner)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _walk(item, f"{path}[{index}]")

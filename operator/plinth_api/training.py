@@ -1,0 +1,83 @@
+"""The training block: how long, how large the batch, which optimizer and schedule."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from plinth_api.base import ApiModel, exactly_one_of
+
+
+class Schedule(ApiModel):
+    """The learning rate over time."""
+
+    name: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        default="cosine", description="name of the schedule; wsd is warm-up, stable, decay."
+    )
+    warmup_steps: int = Field(default=0, ge=0, le=10000000, description="warmupSteps of linear warm-up from zero.")
+    decay_steps: int | None = Field(
+        default=None, ge=1, le=10000000, description="decaySteps at the end of wsd; a fifth of the run when left out."
+    )
+    final_learning_rate_fraction: float = Field(
+        default=0.1, ge=0, le=1, description="finalLearningRateFraction of learningRate at the last step."
+    )
+
+
+class Optimizer(ApiModel):
+    """What turns gradients into updates."""
+
+    name: Literal["adamw", "adamw8bit", "muon"] = Field(
+        default="adamw", description="name of the optimizer; muon updates matrices and leaves the rest to adamw."
+    )
+    weight_decay: float | None = Field(
+        default=None,
+        ge=0,
+        le=10,
+        description="weightDecay of matrices; 0.1 in pretraining, 0 in fine-tuning when left out.",
+    )
+    beta1: float = Field(default=0.9, ge=0, le=0.9999, description="beta1 of Adam.")
+    beta2: float = Field(default=0.95, ge=0, le=0.99999, description="beta2 of Adam.")
+    epsilon: float = Field(default=1e-8, ge=1e-16, le=0.1, description="epsilon of Adam.")
+
+
+class Training(ApiModel):
+    """How the model is trained."""
+
+    rules = (exactly_one_of("steps", "epochs", "tokens"),)
+
+    steps: int | None = Field(default=None, ge=1, le=100000000, description="steps of the optimizer.")
+    epochs: float | None = Field(default=None, ge=0.001, le=100000, description="epochs over the training data.")
+    tokens: int | None = Field(
+        default=None, ge=1, le=10**15, description="tokens to train on, rounded up to whole steps."
+    )
+    sequence_length: int = Field(
+        default=1024, ge=8, le=10485760, description="sequenceLength in tokens of one row of the batch."
+    )
+    global_batch_size: int = Field(
+        default=32,
+        ge=1,
+        le=1048576,
+        description="globalBatchSize is the number of rows in one optimizer step, over all workers.",
+    )
+    micro_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        le=1048576,
+        description="microBatchSize is the rows in one pass of one worker; chosen by the platform when left out.",
+    )
+    learning_rate: float = Field(default=3e-4, ge=1e-10, le=10, description="learningRate at its peak.")
+    schedule: Schedule = Field(default=Schedule(), description="schedule of the learning rate.")
+    optimizer: Optimizer = Field(default=Optimizer(), description="optimizer and its settings.")
+    max_grad_norm: float = Field(
+        default=1.0, ge=0, le=1000000, description="maxGradNorm clips the gradient's norm; 0 does not clip."
+    )
+    precision: Literal["auto", "bf16", "fp32", "fp8"] = Field(
+        default="auto", description="precision of the computation; auto is bf16 on GPUs and fp32 on CPUs."
+    )
+    packing: bool = Field(
+        default=True, description="packing fills rows with several documents; attention stays inside each document."
+    )
+    compile: bool | None = Field(default=None, description="compile with torch.compile; on GPUs only when left out.")
+    activation_checkpointing: Literal["none", "selective", "full"] = Field(
+        default="none", description="activationCheckpointing trades computation for memory."
+    )
+    seed: int = Field(default=42, ge=0, le=4294967295, description="seed of every random number.")

@@ -1,0 +1,188 @@
+"""What the schema cannot say: conflicts between fields, each found before any machine is asked for."""
+
+import re
+from collections.abc import Iterable, Iterator
+
+from plinth_api.common import Compute, GateRule, Parallelism
+from plinth_api.errors import Problem
+from plinth_api.fine_tune_job import FineTuneJob
+from plinth_api.model_service import ModelService
+from plinth_api.parse import Job
+from plinth_api.pretrain_job import PretrainJob
+from plinth_api.uris import is_registry_uri, scheme_of
+
+COMPUTED_METRICS = frozenset({"loss", "perplexity"})
+"""Metrics that the objectives of today compute on the validation examples."""
+
+MODEL_SCHEMES = frozenset({"hf", "models", "runs", "pvc", "file"})
+DATA_SCHEMES = frozenset({"hf", "pvc", "file", "s3", "gs", "abfs", "abfss", "http", "https"})
+CHECKPOINT_SCHEMES = frozenset({"pvc", "file"})
+
+KNOWN_FORMATS = frozenset({"chat", "text", "promptCompletion"})
+TASK_FORMATS = {"instruction": ("chat", "promptCompletion"), "completion": ("text", "promptCompletion")}
+
+
+_CLAIM = re.compile(r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/|$)")
+
+
+def job_problems(job: Job) -> list[Problem]:
+    """Every conflict in a job's spec."""
+    return [
+        *_parallelism_problems(job.spec.compute, job.spec.training.optimizer.name),
+        *_batch_problems(job),
+        *_evaluation_problems(job),
+        *_uri_problems(job),
+        *(_pretrain_problems(job) if isinstance(job, PretrainJob) else _fine_tune_problems(job)),
+    ]
+
+
+def service_problems(service: ModelService) -> list[Problem]:
+    """Every conflict in a service's spec."""
+    return list(_model_uri_problems("spec.model.uri", service.spec.model.uri))
+
+
+def _parallelism_problems(compute: Compute, optimizer: str) -> Iterator[Problem]:
+    sizes, workers = compute.parallelism or Parallelism(), compute.workers
+    path = "spec.compute.parallelism"
+    product = (sizes.shard or 1) * (sizes.replicate or 1) * (sizes.tensor or 1) * (sizes.context or 1)
+    if workers % product:
+        yield Problem(
+            path,
+            f"the product of its sizes is {product}, which does not divide workers = {workers}; "
+            f"change the sizes, or workers to a multiple of {product}",
+        )
+    elif sizes.shard and sizes.replicate and sizes.shard * sizes.replicate < workers:
+        yield Problem(
+            f"{path}.replicate",
+            f"{sizes.shard} shards in {sizes.replicate} copies leave some of {workers} workers without a part; "
+            f"leave replicate out, or set it to {workers // sizes.shard}",
+        )
+    elif 1 < compute.shard_size() < workers:
+        yield Problem(
+            path,
+            f"not supported yet: {path} with {compute.shard_size()} shards among {workers} workers; "
+            f"set shard to 1 or to {workers}",
+        )
+    elif compute.shard_size() > 1 and optimizer == "muon":
+        yield Problem(
+            "spec.training.optimizer.name",
+            "not supported yet: spec.training.optimizer.name = muon with sharded weights; use adamw, or set "
+            f"{path}.shard to 1",
+        )
+
+
+def _batch_problems(job: Job) -> Iterator[Problem]:
+    training, workers = job.spec.training, job.spec.compute.workers
+    rows, left = divmod(training.global_batch_size, workers)
+    if left:
+        near = max(workers, round(training.global_batch_size / workers) * workers)
+        yield Problem(
+            "spec.training.globalBatchSize",
+            f"{training.global_batch_size} rows cannot be shared equally by {workers} workers; use {near}",
+        )
+    elif training.micro_batch_size is not None and rows % training.micro_batch_size:
+        yield Problem(
+            "spec.training.microBatchSize",
+            f"{training.micro_batch_size} does not divide the {rows} rows that one worker has in a step",
+        )
+    if training.schedule.decay_steps is not None and training.schedule.name != "wsd":
+        yield Problem("spec.training.schedule.decaySteps", f"goes with wsd, not with {training.schedule.name}")
+    if training.steps is not None and training.schedule.warmup_steps > training.steps:
+        yield Problem("spec.training.schedule.warmupSteps", f"must be at most steps = {training.steps}")
+    if training.precision == "fp8" and not job.spec.compute.per_worker.gpus:
+        yield Problem("spec.training.precision", "fp8 needs GPUs; use auto, or set spec.compute.perWorker.gpus")
+
+
+def _evaluation_problems(job: Job) -> Iterator[Problem]:
+    evaluation = job.spec.evaluation
+    for index, metric in enumerate(evaluation.metrics):
+        if metric not in COMPUTED_METRICS:
+            yield Problem(
+                f"spec.evaluation.metrics[{index}]", f"nobody computes {metric}; known: {_listed(COMPUTED_METRICS)}"
+            )
+    if evaluation.gate and job.spec.data.validation is None:
+        yield Problem("spec.evaluation.gate", "needs validation examples; set spec.data.validation")
+    for index, rule in enumerate(evaluation.gate or ()):
+        yield from _gate_problems(job, rule, f"spec.evaluation.gate[{index}]")
+
+
+def _gate_problems(job: Job, rule: GateRule, path: str) -> Iterator[Problem]:
+    metrics = job.spec.evaluation.metrics
+    if rule.metric not in metrics:
+        yield Problem(f"{path}.metric", f"{rule.metric} is not in spec.evaluation.metrics ({', '.join(metrics)})")
+    if rule.better_than == "base" and job.spec.model.uri is None:
+        yield Problem(
+            f"{path}.betterThan", "base is the model that training starts from; this job starts from random weights"
+        )
+    if rule.better_than == "champion" and job.spec.output.alias is None:
+        yield Problem(f"{path}.betterThan", "champion is the model that output.alias names; set spec.output.alias")
+    if rule.better_than and rule.better_than.startswith("models:/"):
+        yield from _model_uri_problems(f"{path}.betterThan", rule.better_than)
+
+
+def _uri_problems(job: Job) -> Iterator[Problem]:
+    data, checkpoint = job.spec.data, job.spec.checkpoint
+    sources = [(f"spec.data.train[{i}].uri", source.uri) for i, source in enumerate(data.train)]
+    if data.validation and data.validation.sources:
+        sources += [
+            (f"spec.data.validation.sources[{i}].uri", source.uri) for i, source in enumerate(data.validation.sources)
+        ]
+    for path, uri in sources:
+        yield from _scheme_problems(path, uri, DATA_SCHEMES)
+    for path, maybe_uri in (
+        ("spec.checkpoint.uri", checkpoint.uri),
+        ("spec.checkpoint.resumeFrom", checkpoint.resume_from),
+    ):
+        if maybe_uri:
+            yield from _scheme_problems(path, maybe_uri, CHECKPOINT_SCHEMES)
+    if job.spec.model.uri:
+        yield from _model_uri_problems("spec.model.uri", job.spec.model.uri)
+
+
+def _model_uri_problems(path: str, uri: str) -> Iterator[Problem]:
+    yield from _scheme_problems(path, uri, MODEL_SCHEMES)
+    if scheme_of(uri) == "models" and not is_registry_uri(uri):
+        yield Problem(
+            path, f"{uri} must name a version or an alias: models:/<name>/<version> or models:/<name>@<alias>"
+        )
+
+
+def _scheme_problems(path: str, uri: str, supported: Iterable[str]) -> Iterator[Problem]:
+    if scheme_of(uri) not in supported:
+        yield Problem(path, f"not supported yet: {path} with {scheme_of(uri)}:; use one of {_listed(supported)}")
+    elif scheme_of(uri) == "file" and not uri.startswith("file:///"):
+        yield Problem(path, f"{uri} must hold an absolute path: file:///path")
+    elif scheme_of(uri) == "pvc" and not _CLAIM.match(uri):
+        yield Problem(path, f"{uri} must name a claim and a path in it: pvc://claim/path")
+    elif scheme_of(uri) in ("pvc", "file") and ".." in uri.split("/"):
+        yield Problem(path, f"{uri} must not hold '..'")
+
+
+def _pretrain_problems(job: PretrainJob) -> Iterator[Problem]:
+    model, length = job.spec.model, job.spec.training.sequence_length
+    if model.architecture and model.tokenizer is None:
+        yield Problem(
+            "spec.model.tokenizer", "is required for a new language model: {train: {vocabSize: 4096}} or {uri: ...}"
+        )
+    if model.tokenizer and model.tokenizer.uri:
+        yield from _model_uri_problems("spec.model.tokenizer.uri", model.tokenizer.uri)
+    positions = (model.config or {}).get("max_position_embeddings")
+    if isinstance(positions, int) and length > positions:
+        yield Problem(
+            "spec.training.sequenceLength",
+            f"{length} tokens do not fit the model's {positions} positions; lower it, or raise "
+            "spec.model.config.max_position_embeddings",
+        )
+
+
+def _fine_tune_problems(job: FineTuneJob) -> Iterator[Problem]:
+    task = next(name for name, value in job.spec.task if value is not None)
+    fitting, given = TASK_FORMATS.get(task), job.spec.data.format
+    if fitting and given in KNOWN_FORMATS and given not in fitting:
+        yield Problem("spec.data.format", f"{given} does not fit task {task}; use {' or '.join(fitting)}")
+    if job.spec.output.merge and job.spec.method.full is not None:
+        yield Problem("spec.output.merge", "goes with a method that makes an adapter; method full has nothing to merge")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))

@@ -1,0 +1,175 @@
+"""A real Ray Serve, started by the entry point as a process, asked by OpenAI's own client."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from unit.plinth_workloads.serving.tiny_model import CONTEXT_LENGTH, greedy_text, make_model, make_tokenizer
+
+pytestmark = pytest.mark.integration
+
+SOURCES = [str(Path(__file__).parents[2] / folder) for folder in ("operator", "workloads")]
+CHAT = [{"role": "user", "content": "hi"}]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def save_model(folder: Path) -> Path:
+    make_model().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_serve_json(folder: Path, model_folder: Path) -> Path:
+    path = folder / "serve.json"
+    run = {
+        "version": 1,
+        "name": "tiny",
+        "engine": "torch",
+        "model": {"uri": f"file://{model_folder}"},
+        "trackingUri": f"sqlite:///{folder}/mlflow.db",
+        "gpus": 0,
+        "cpus": 1.0,
+        "minReplicas": 1,
+        "maxReplicas": 1,
+        "targetOngoingRequests": 16,
+        "workDir": str(folder / "work"),
+    }
+    path.write_text(json.dumps(run))
+    return path
+
+
+def start_service(serve_json: Path, *options: str) -> "subprocess.Popen[bytes]":
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(SOURCES)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "plinth_workloads.serve", str(serve_json), *options],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
+
+
+def read_event(process: "subprocess.Popen[bytes]") -> dict[str, Any]:
+    assert process.stdout is not None
+    event: dict[str, Any] = json.loads(process.stdout.readline())
+    return event
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    folder = tmp_path_factory.mktemp("serving")
+    port = free_port()
+    process = start_service(
+        write_serve_json(folder, save_model(folder / "model")), "--port", str(port), "--exit-with-parent"
+    )
+    try:
+        assert read_event(process) == {"event": "ready", "url": f"http://127.0.0.1:{port}"}
+        yield process, f"http://127.0.0.1:{port}"
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        began = time.monotonic()
+        assert process.wait(timeout=30) == 0, "the end of stdin ends the service"
+        assert time.monotonic() - began < 15
+
+
+@pytest.fixture
+def client(service: tuple["subprocess.Popen[bytes]", str]) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{service[1]}/v1", api_key="none", max_retries=0)
+
+
+def test_the_model_is_listed(client):
+    (model,) = client.models.list().data
+    assert (model.id, Path(model.root).name) == ("tiny", "model")
+
+
+def test_a_completion_is_what_the_model_says(client):
+    answer = client.completions.create(model="tiny", prompt="abc", max_tokens=30, temperature=0)
+
+    assert answer.choices[0].text == greedy_text(make_model(), "abc", 30)
+    assert answer.usage.prompt_tokens == 3
+
+
+def test_a_chat_is_answered_whole_and_streamed(client):
+    parameters = {"model": "tiny", "messages": CHAT, "max_tokens": 30, "seed": 1}
+    whole = client.chat.completions.create(**parameters)
+    chunks = list(client.chat.completions.create(**parameters, stream=True, stream_options={"include_usage": True}))
+
+    text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+
+
+def test_eight_at_once_are_answered_as_if_alone(client):
+    def ask(seed):
+        answer = client.completions.create(model="tiny", prompt="abc", max_tokens=60, seed=seed)
+        return answer.choices[0].text
+
+    alone = [ask(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, range(8))) == alone
+
+
+def test_errors_are_openai_s(client):
+    with pytest.raises(openai.NotFoundError, match="'other' does not exist"):
+        client.completions.create(model="other", prompt="p")
+    with pytest.raises(openai.BadRequestError, match="logprobs is not supported"):
+        client.completions.create(model="tiny", prompt="p", logprobs=1)
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.completions.create(model="tiny", prompt="p", max_tokens=CONTEXT_LENGTH)
+    assert raised.value.code == "context_length_exceeded"
+
+
+def test_a_client_that_goes_away_frees_its_row(service):
+    url = service[1]
+    body = {"model": "tiny", "prompt": "abc", "max_tokens": 120, "stream": True}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body) as response:
+        next(response.iter_lines())
+    deadline = time.monotonic() + 5
+    while httpx.get(f"{url}/-/state").json()["running"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_health_and_state(service):
+    url = service[1]
+
+    assert httpx.get(f"{url}/health").json()["status"] == "ok"
+    assert httpx.get(f"{url}/-/state").json()["errors"] == 0
+
+
+def test_a_port_in_use_is_said_before_ray_starts(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        process = start_service(write_serve_json(tmp_path, tmp_path), "--port", str(port))
+        event = read_event(process)
+
+    assert event["message"] == f"port {port} is in use; choose another with --port"
+    assert process.wait(timeout=10) == 2
+
+
+def test_sigterm_while_starting_ends_it(tmp_path):
+    process = start_service(write_serve_json(tmp_path, save_model(tmp_path / "model")), "--port", str(free_port()))
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(timeout=30) == 0

@@ -1,0 +1,74 @@
+"""What does not work yet is refused with its path; what only a cluster acts on is known by name."""
+
+import pytest
+
+from makers import make_fine_tune_job, make_model_service, make_pretrain_job
+from plinth_api.fields import fields_of
+from plinth_api.parse import KINDS, Resource
+from plinth_api.support import CLUSTER_ONLY, NOT_SUPPORTED, cluster_only_fields, unsupported_problems
+
+
+@pytest.mark.parametrize(
+    ("resource", "problems"),
+    [
+        pytest.param(make_pretrain_job(), [], id="nothing"),
+        pytest.param(
+            make_pretrain_job(objective={"causalLM": None, "maskedLM": {}}),
+            ["spec.objective.maskedLM: not supported yet: spec.objective.maskedLM"],
+            id="a member of a union",
+        ),
+        pytest.param(
+            make_pretrain_job(training={"optimizer": {"name": "adamw8bit"}}),
+            ["spec.training.optimizer.name: not supported yet: spec.training.optimizer.name = adamw8bit"],
+            id="a value",
+        ),
+        pytest.param(
+            make_pretrain_job(training={"optimizer": {"name": "adamw"}}, watchdog={"onNaN": "Fail"}),
+            [],
+            id="other values",
+        ),
+        pytest.param(
+            make_pretrain_job(data={"train": [{"uri": "file:///a"}, {"uri": "file:///b", "format": "webdataset"}]}),
+            ["spec.data.train[1].format: not supported yet: spec.data.train[1].format = webdataset"],
+            id="a value in a list",
+        ),
+        pytest.param(
+            make_pretrain_job(compute={"workers": 2, "parallelism": {"tensor": 2, "context": 1}}),
+            ["spec.compute.parallelism.tensor: not supported yet: spec.compute.parallelism.tensor = 2"],
+            id="a range of values",
+        ),
+        pytest.param(
+            make_fine_tune_job(data={"prepare": {"dedup": "exact"}}),
+            ["spec.data.prepare: not supported yet: spec.data.prepare"],
+            id="a block is named once",
+        ),
+        pytest.param(
+            make_model_service(scaling={"minReplicas": 0}),
+            ["spec.scaling.minReplicas: not supported yet: spec.scaling.minReplicas = 0"],
+            id="zero",
+        ),
+    ],
+)
+def test_unsupported(resource: Resource, problems: list[str]):
+    assert [str(problem) for problem in unsupported_problems(resource)] == problems
+
+
+def test_cluster_only_fields_that_are_set():
+    job = make_pretrain_job(
+        compute={"queueName": "team-a", "env": [{"name": "A", "value": "b"}]},
+        data={"train": [{"uri": "s3://a/b", "secretRef": {"name": "s"}}]},
+    )
+    assert set(cluster_only_fields(job)) == {
+        "spec.compute.queueName",
+        "spec.compute.env",
+        "spec.data.train[0].secretRef",
+    }
+    assert cluster_only_fields(make_pretrain_job()) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tables_name_fields_and_values_that_exist(kind: str):
+    paths = {field.path: field for field in fields_of(kind)}
+    assert set(NOT_SUPPORTED[kind]) <= set(paths)
+    assert set(CLUSTER_ONLY[kind]) <= set(paths)
+    assert not set(NOT_SUPPORTED[kind]) & set(CLUSTER_ONLY[kind])

@@ -1,0 +1,317 @@
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import httpx
+import openai
+import pytest
+
+from plinth_workloads.errors import UserError
+from plinth_workloads.serving.asgi import build_asgi
+from plinth_workloads.serving.served_model import ServedModel
+from unit.plinth_workloads.serving.fake_engine import FakeEngine
+from unit.plinth_workloads.serving.tiny_model import CONTEXT_LENGTH, greedy_text, make_engine, make_model
+
+pytestmark = pytest.mark.anyio
+
+CHAT = [{"role": "user", "content": "hi"}]
+
+
+@asynccontextmanager
+async def service(version):
+    """A service named m: its state, a plain client and OpenAI's."""
+    served = ServedModel(version if callable(version) else lambda uri: version)
+    served.set_target("models:/m/1")
+    await served.wait_loaded()
+    transport = httpx.ASGITransport(app=build_asgi(served, name="m"), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        client = openai.AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=http, max_retries=0)
+        yield served, http, client
+    await served.close()
+
+
+def tiny(**options):
+    return lambda uri: make_engine(make_model(end_ids=None), **options)
+
+
+async def test_models_are_listed_with_their_version():
+    async with service(FakeEngine()) as (_, _, client):
+        models = (await client.models.list()).data
+        assert [(model.id, model.root, model.max_model_len) for model in models] == [("m", "models:/m/1", 64)]
+        assert (await client.models.retrieve("m")).id == "m"
+        with pytest.raises(openai.NotFoundError):
+            await client.models.retrieve("other")
+
+
+async def test_a_completion_is_what_the_model_says():
+    async with service(tiny()) as (_, _, client):
+        answer = await client.completions.create(model="m", prompt="abc", max_tokens=30, temperature=0)
+
+    assert answer.choices[0].text == greedy_text(make_model(end_ids=None), "abc", 30)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage.model_dump(exclude_none=True) == {
+        "prompt_tokens": 3,
+        "completion_tokens": 30,
+        "total_tokens": 33,
+    }
+
+
+async def test_several_prompts_and_choices_are_numbered_and_counted():
+    async with service(tiny()) as (_, _, client):
+        prompts = ["abc", "de"]
+        answer = await client.completions.create(model="m", prompt=prompts, n=2, max_tokens=4, seed=3)
+        again = await client.completions.create(model="m", prompt=prompts, n=2, max_tokens=4, seed=3)
+
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert [choice.text for choice in answer.choices] == [choice.text for choice in again.choices]
+    assert answer.choices[0].text != answer.choices[1].text
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (5, 16)
+
+
+async def test_a_streamed_completion_is_the_whole_one_in_pieces():
+    async with service(tiny()) as (_, _, client):
+        whole = await client.completions.create(model="m", prompt="abc", max_tokens=30, temperature=0)
+        stream = await client.completions.create(model="m", prompt="abc", max_tokens=30, temperature=0, stream=True)
+        chunks = [chunk async for chunk in stream]
+
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+    assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
+    assert len(chunks) > 5
+
+
+async def test_a_chat_is_answered_and_fills_the_context_by_default():
+    async with service(tiny()) as (_, _, client):
+        answer = await client.chat.completions.create(model="m", messages=CHAT)
+
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.usage.total_tokens == CONTEXT_LENGTH
+
+
+async def test_a_streamed_chat_tells_its_role_once_and_usage_last():
+    async with service(FakeEngine(("he", "llo"))) as (_, _, client):
+        stream = await client.chat.completions.create(
+            model="m", messages=CHAT, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+
+    assert [chunk.choices[0].delta.role for chunk in chunks[:-1]] == ["assistant", None]
+    assert [chunk.choices[0].delta.content for chunk in chunks[:-1]] == ["he", "llo"]
+    assert chunks[-1].choices == []
+    assert (chunks[-1].usage.prompt_tokens, chunks[-1].usage.completion_tokens) == (len("user:hi;"), 2)
+
+
+async def test_the_bytes_of_a_stream_are_server_sent_events():
+    body = {"model": "m", "prompt": "p", "stream": True}
+    async with service(FakeEngine(("x",))) as (_, http, _):
+        response = await http.post("/v1/completions", json=body)
+
+    events = response.text.split("\n\n")
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert json.loads(events[0].removeprefix("data: "))["choices"][0]["text"] == "x"
+    assert events[1:] == ["data: [DONE]", ""]
+
+
+async def test_parameters_reach_the_engine():
+    engine = FakeEngine()
+    async with service(engine) as (_, _, client):
+        await client.chat.completions.create(
+            model="m",
+            messages=[{"role": "developer", "content": [{"type": "text", "text": "x"}]}],
+            max_completion_tokens=5,
+            temperature=0.5,
+            top_p=0.25,
+            seed=9,
+            stop=["\n", "END"],
+            user="me",
+        )
+
+    (request,) = engine.requests
+    assert bytes(request.prompt_ids) == b"system:x;"
+    sampling = request.sampling
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.seed) == (5, 0.5, 0.25, 9)
+    assert sampling.stop == ("\n", "END")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param", "code", "says"),
+    [
+        pytest.param("completions", {"model": "x"}, 404, "model", "model_not_found", "'x'", id="unknown model"),
+        pytest.param("completions", {"echo": True}, 400, "echo", "unsupported_parameter", "echo", id="unsupported"),
+        pytest.param("completions", {"temperature": 3}, 400, "temperature", None, "less than", id="out of bounds"),
+        pytest.param("completions", {"prompt": None}, 400, "prompt", None, "required", id="no prompt"),
+        pytest.param("completions", {"max_tokens": 64}, 400, None, "context_length_exceeded", "shorten", id="too long"),
+        pytest.param(
+            "chat/completions",
+            {"messages": [{"role": "tool", "content": "x"}]},
+            400,
+            None,
+            "invalid_prompt",
+            "template",
+            id="refused by the template",
+        ),
+    ],
+)
+async def test_bad_requests_are_answered_in_openai_s_shape(path, body, status, param, code, says):
+    valid = {"model": "m", "prompt": "p"} if path == "completions" else {"model": "m"}
+    async with service(tiny(context_length=64)) as (_, http, _):
+        response = await http.post(f"/v1/{path}", json={**valid, **body})
+
+    error = response.json()["error"]
+    assert (response.status_code, error["param"], error["code"]) == (status, param, code)
+    assert error["type"] == "invalid_request_error"
+    assert says in error["message"]
+
+
+async def test_what_is_not_json_and_not_served_is_answered_in_openai_s_shape():
+    async with service(FakeEngine()) as (_, http, _):
+        not_json = await http.post("/v1/completions", content="{", headers={"content-type": "application/json"})
+        not_served = await http.post("/v1/images/generations", json={})
+
+    assert (not_json.status_code, not_json.json()["error"]["message"]) == (400, "the request's body is not JSON")
+    assert (not_served.status_code, not_served.json()["error"]["type"]) == (404, "invalid_request_error")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_too_many_requests_are_turned_away_and_may_come_back(stream):
+    async with service(tiny(max_batch_size=1, max_waiting=0)) as (_, _, client):
+        results = await asyncio.gather(
+            *(client.completions.create(model="m", prompt="p", max_tokens=100, stream=stream) for _ in range(3)),
+            return_exceptions=True,
+        )
+
+    refused = [result for result in results if isinstance(result, openai.RateLimitError)]
+    assert len(refused) == 2
+    assert refused[0].response.headers["retry-after"] == "1"
+    assert refused[0].code == "rate_limit_exceeded"
+
+
+async def test_a_failure_before_the_first_token_is_a_status_and_after_it_an_event():
+    async with service(FakeEngine(("a", "b"), fails_after=1)) as (_, http, client):
+        with pytest.raises(openai.InternalServerError, match="broken"):
+            await client.completions.create(model="m", prompt="p")
+        stream = await client.completions.create(model="m", prompt="p", stream=True)
+        with pytest.raises(openai.APIError, match="broken"):
+            [chunk async for chunk in stream]
+        state = (await http.get("/-/state")).json()
+    async with service(FakeEngine(fails_after=0)) as (_, _, client):
+        with pytest.raises(openai.InternalServerError):
+            await client.completions.create(model="m", prompt="p", stream=True)
+
+    assert (state["requests"], state["errors"]) == (2, 2)
+
+
+async def test_an_engine_s_bug_is_answered_without_its_details():
+    engine = FakeEngine()
+    engine.encode = lambda text: 1 / 0
+    async with service(engine) as (_, _, client):
+        with pytest.raises(openai.InternalServerError, match="the server failed; its log says why"):
+            await client.completions.create(model="m", prompt="p")
+
+
+async def test_health_says_why_there_is_no_model():
+    def fail(uri):
+        raise UserError("ModelNotFound", "there is no such model")
+
+    async with service(fail) as (_, http, client):
+        health = await http.get("/health")
+        state = (await http.get("/-/state")).json()
+        with pytest.raises(openai.InternalServerError, match="there is no such model") as raised:
+            await client.completions.create(model="m", prompt="p")
+        assert (await client.models.list()).data[0].root == "models:/m/1"
+
+    assert (health.status_code, health.json()["status"]) == (503, "failed")
+    assert "there is no such model" in health.json()["message"]
+    assert (raised.value.status_code, raised.value.code) == (503, "model_not_ready")
+    assert (state["loaded"], state["loadError"]) == (False, "there is no such model")
+
+
+async def test_health_follows_the_engine():
+    engine = FakeEngine()
+    async with service(engine) as (_, http, _):
+        assert (await http.get("/health")).status_code == 200
+        engine.healthy = False
+        health = await http.get("/health")
+
+    assert (health.status_code, health.json()["status"]) == (503, "unhealthy")
+
+
+async def test_state_counts_requests_and_tokens():
+    async with service(tiny()) as (_, http, client):
+        await client.completions.create(model="m", prompt="p", max_tokens=5, n=2)
+        state = (await http.get("/-/state")).json()
+
+    del state["running"]  # a row is let go of after its last text was handed on
+    assert state == {
+        "name": "m",
+        "modelUri": "models:/m/1",
+        "targetUri": "models:/m/1",
+        "loaded": True,
+        "contextLength": CONTEXT_LENGTH,
+        "waiting": 0,
+        "requests": 1,
+        "errors": 0,
+        "tokens": 10,
+    }
+
+
+async def test_a_new_version_takes_over_under_load_without_a_failed_request():
+    def make_version(uri):
+        return make_engine(make_model(seed=int(uri[-1]), end_ids=None))
+
+    async with service(make_version) as (served, _, client):
+        texts = []
+
+        async def keep_asking():
+            while "2" not in (served.uri or ""):
+                answer = await client.completions.create(model="m", prompt="abc", max_tokens=20, temperature=0)
+                texts.append(answer.choices[0].text)
+
+        askers = [asyncio.create_task(keep_asking()) for _ in range(4)]
+        await asyncio.sleep(0.2)
+        served.set_target("models:/m/2")
+        await asyncio.gather(*askers)
+        last = await client.completions.create(model="m", prompt="abc", max_tokens=20, temperature=0)
+
+    assert last.choices[0].text == greedy_text(make_model(seed=2, end_ids=None), "abc", 20)
+    assert set(texts) <= {last.choices[0].text, greedy_text(make_model(seed=1, end_ids=None), "abc", 20)}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_goes_away_cancels_its_request(stream):
+    engine = FakeEngine(("a", "b"))
+    engine.gate.clear()
+    served = ServedModel(lambda uri: engine)
+    served.set_target("m/1")
+    await served.wait_loaded()
+    body = json.dumps({"model": "m", "prompt": "p", "stream": stream}).encode()
+    gone = asyncio.Event()
+    inbox = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive():
+        if inbox:
+            return inbox.pop()
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        pass
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/v1/completions",
+        "raw_path": b"/v1/completions",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"content-type", b"application/json")],
+    }
+    exchange = asyncio.create_task(build_asgi(served, name="m")(scope, receive, send))
+    while engine.num_running == 0:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.01)
+    gone.set()
+    await asyncio.wait_for(exchange, timeout=5)
+
+    assert engine.num_running == 0

@@ -1,0 +1,123 @@
+import asyncio
+import threading
+
+import pytest
+
+from plinth_workloads.errors import UserError
+from plinth_workloads.serving.engine import GenerationFailed
+from plinth_workloads.serving.served_model import ModelNotReady, ServedModel
+from unit.plinth_workloads.serving.fake_engine import FakeEngine
+from unit.plinth_workloads.serving.tiny_model import collect, make_request
+
+pytestmark = pytest.mark.anyio
+
+
+def make_served(engines, **options):
+    """Serves `engines` by URI; an exception in place of an engine is raised, a list is used up one by one."""
+
+    def make_engine(uri):
+        outcome = engines[uri].pop(0) if isinstance(engines[uri], list) else engines[uri]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return ServedModel(make_engine, **options)
+
+
+async def test_nothing_is_healthy_before_the_model_is_loaded():
+    may_load = threading.Event()
+    served = ServedModel(lambda uri: may_load.wait() and FakeEngine())
+    served.set_target("m/1")
+
+    with pytest.raises(ModelNotReady, match="m/1 is being loaded") as raised:
+        await served.check_health()
+    assert not raised.value.failed
+    may_load.set()
+    await served.wait_loaded()
+    await served.check_health()
+    assert served.uri == "m/1"
+
+
+async def test_what_the_user_must_mend_is_tried_once_and_said():
+    served = make_served({"m/1": [UserError("ModelNotFound", "there is no m/1")]})
+    served.set_target("m/1")
+    await served.wait_loaded()
+
+    with pytest.raises(ModelNotReady, match="there is no m/1") as raised:
+        await served.check_health()
+    assert raised.value.failed
+
+
+@pytest.mark.parametrize("passing", [OSError("no route"), UserError("TrackingUnavailable", "MLflow is away")])
+async def test_what_may_pass_is_tried_again(passing):
+    served = make_served({"m/1": [passing, passing, FakeEngine()]}, retry_seconds=(0.01,))
+    served.set_target("m/1")
+    await served.wait_loaded()
+
+    await served.check_health()
+    assert served.load_error is None
+
+
+async def test_a_model_that_produces_no_token_does_not_go_into_service():
+    good, bad = FakeEngine(), FakeEngine(healthy=False)
+    served = make_served({"m/1": good, "m/2": bad})
+    served.set_target("m/1")
+    await served.wait_loaded()
+    served.set_target("m/2")
+    await served.wait_loaded()
+
+    await served.check_health()
+    assert (served.uri, served.target_uri) == ("m/1", "m/2")
+    assert served.load_error == "the model produces no token: no token"
+    assert bad.is_stopped
+    assert not good.is_stopped
+
+
+async def test_a_swap_lets_requests_finish_on_the_old_version():
+    old, new = FakeEngine(("old", "old")), FakeEngine(("new",))
+    old.gate.clear()
+    served = make_served({"m/1": old, "m/2": new})
+    served.set_target("m/1")
+    await served.wait_loaded()
+
+    async def ask():
+        with served.lease() as engine:
+            return (await collect(engine, make_request("p")))[0]
+
+    in_flight = asyncio.create_task(ask())
+    await asyncio.sleep(0)
+    served.set_target("m/2")
+    await served.wait_loaded()
+    assert await ask() == "new"
+    assert not old.is_stopped
+    old.gate.set()
+    assert await in_flight == "oldold"
+    await asyncio.sleep(0.01)
+    assert old.is_stopped
+
+
+async def test_going_back_to_the_version_in_service_loads_nothing():
+    first = FakeEngine()
+    may_load = threading.Event()
+    served = ServedModel(lambda uri: first if uri == "m/1" else may_load.wait() and FakeEngine())
+    served.set_target("m/1")
+    await served.wait_loaded()
+    served.set_target("m/2")
+    await asyncio.sleep(0.01)
+    served.set_target("m/1")
+    may_load.set()
+    await served.wait_loaded()
+
+    assert served.engine is first
+    assert (served.uri, served.load_error) == ("m/1", None)
+
+
+async def test_an_engine_that_stops_producing_tokens_is_not_healthy():
+    engine = FakeEngine()
+    served = make_served({"m/1": engine})
+    served.set_target("m/1")
+    await served.wait_loaded()
+    engine.healthy = False
+
+    with pytest.raises(GenerationFailed):
+        await served.check_health()

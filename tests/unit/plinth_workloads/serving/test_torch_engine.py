@@ -1,0 +1,250 @@
+import asyncio
+import time
+from contextlib import aclosing
+
+import pytest
+import torch
+
+from plinth_workloads.serving.engine import (
+    ChatMessage,
+    ContextLengthExceeded,
+    EngineOverloaded,
+    GenerationFailed,
+    InvalidPrompt,
+)
+from unit.plinth_workloads.serving.tiny_model import (
+    CONTEXT_LENGTH,
+    END_ID,
+    collect,
+    greedy_ids,
+    greedy_text,
+    make_model,
+    make_request,
+    make_tokenizer,
+    running_engine,
+)
+
+pytestmark = pytest.mark.anyio
+
+PROMPTS = ["a", "the quick brown fox", "Grüße", "def f(x):\n    return", "0123456789" * 4]
+
+
+async def until(condition, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.005)
+
+
+async def test_greedy_alone_is_what_generate_says():
+    model = make_model()
+    async with running_engine(model) as engine:
+        for prompt in PROMPTS:
+            text, last = await collect(engine, make_request(prompt, max_tokens=40))
+            assert text == greedy_text(model, prompt, 40)
+            assert last.num_prompt_tokens == len(prompt.encode())
+
+
+async def test_greedy_in_a_batch_with_joining_and_leaving_is_what_generate_says():
+    model = make_model()
+    lengths = [40, 3, 25, 11, 60]
+    async with running_engine(model, max_batch_size=3) as engine:
+
+        async def ask(number):
+            await asyncio.sleep(0.02 * number)
+            prompt, length = PROMPTS[number % 5], lengths[number % 5]
+            return await collect(engine, make_request(prompt, max_tokens=length))
+
+        results = await asyncio.gather(*(ask(number) for number in range(10)))
+
+    expected = [greedy_text(model, prompt, length) for prompt, length in zip(PROMPTS, lengths, strict=True)]
+    assert [text for text, _ in results] == expected * 2
+
+
+async def test_a_seed_gives_the_same_text_alone_and_in_company():
+    async with running_engine() as engine:
+        request = make_request("once", max_tokens=40, temperature=1.0, top_p=0.9, seed=7)
+        alone, _ = await collect(engine, request)
+        others = [make_request(prompt, max_tokens=30, temperature=1.0, seed=1) for prompt in PROMPTS]
+        (together, _), *_ = await asyncio.gather(*(collect(engine, each) for each in (request, *others)))
+        different, _ = await collect(engine, make_request("once", max_tokens=40, temperature=1.0, top_p=0.9, seed=8))
+
+    assert alone == together
+    assert alone != different
+
+
+async def test_without_a_seed_every_text_is_different():
+    async with running_engine() as engine:
+        request = make_request("once", max_tokens=40, temperature=1.0)
+        assert (await collect(engine, request))[0] != (await collect(engine, request))[0]
+
+
+async def test_a_stop_string_over_token_borders_ends_the_text_before_it():
+    model = make_model()
+    whole = greedy_text(model, "abc", 40)
+    stop = whole[10:14]
+    async with running_engine(model) as engine:
+        text, last = await collect(engine, make_request("abc", max_tokens=40, stop=(stop,)))
+
+    assert text == whole[: whole.index(stop)]
+    assert last.finish_reason == "stop"
+
+
+async def test_max_tokens_ends_the_text_with_length():
+    async with running_engine(make_model(end_ids=None)) as engine:
+        _, last = await collect(engine, make_request("abc", max_tokens=5))
+
+    assert (last.finish_reason, last.num_completion_tokens, last.num_prompt_tokens) == ("length", 5, 3)
+
+
+async def test_any_of_several_end_tokens_ends_the_text_and_is_not_part_of_it():
+    tokenizer = make_tokenizer()
+    model = make_model(end_ids=None)
+    whole = greedy_ids(model, "abc", 3)
+    model.generation_config.eos_token_id = [999, whole[1]]
+    async with running_engine(model) as engine:
+        text, last = await collect(engine, make_request("abc", max_tokens=40))
+
+    assert (text, last.finish_reason, last.num_completion_tokens) == (
+        tokenizer.decode(whole[:1]).removesuffix("\ufffd"),
+        "stop",
+        2,
+    )
+
+
+async def test_closing_the_generator_frees_the_row():
+    async with running_engine(make_model(end_ids=None), max_batch_size=1) as engine:
+        async with aclosing(engine.generate(make_request("a", max_tokens=120))) as deltas:
+            await anext(deltas)
+        await until(lambda: engine.stats().running == 0)
+        text, _ = await collect(engine, make_request("b", max_tokens=4))
+
+    assert text
+
+
+async def test_cancelling_a_request_that_waits_takes_it_out_of_the_queue():
+    async with running_engine(make_model(end_ids=None), max_batch_size=1, max_waiting=1) as engine:
+        first = asyncio.create_task(collect(engine, make_request("a", max_tokens=120)))
+        await until(lambda: engine.stats().running == 1)
+        second = asyncio.create_task(collect(engine, make_request("b", max_tokens=120)))
+        await until(lambda: engine.stats().waiting == 1)
+        second.cancel()
+        await until(lambda: engine.stats().waiting == 0)
+        await first
+
+
+async def test_more_than_may_wait_are_turned_away():
+    async with running_engine(make_model(end_ids=None), max_batch_size=2, max_waiting=1) as engine:
+        results = await asyncio.gather(
+            *(collect(engine, make_request("a", max_tokens=50)) for _ in range(5)), return_exceptions=True
+        )
+
+    assert sum(isinstance(result, EngineOverloaded) for result in results) == 2
+    assert sum(isinstance(result, tuple) for result in results) == 3
+
+
+async def test_prompt_and_completion_must_fit_into_the_context():
+    async with running_engine(make_model(end_ids=None)) as engine:
+        with pytest.raises(ContextLengthExceeded, match=f"{CONTEXT_LENGTH} tokens, but {CONTEXT_LENGTH + 1} were"):
+            await collect(engine, make_request([1] * 100, max_tokens=CONTEXT_LENGTH - 99))
+        _, last = await collect(engine, make_request([1] * 100, max_tokens=CONTEXT_LENGTH - 100))
+
+    assert last.num_completion_tokens == CONTEXT_LENGTH - 100
+
+
+@pytest.mark.parametrize("prompt", [[], [-1], [257]])
+async def test_prompts_outside_of_the_vocabulary_are_refused(prompt):
+    async with running_engine() as engine:
+        with pytest.raises(InvalidPrompt):
+            await collect(engine, make_request(prompt))
+
+
+async def test_a_logit_that_is_not_finite_fails_its_request_only():
+    model = make_model(end_ids=None)
+    poison = make_tokenizer().encode("~")[0]
+    with torch.no_grad():
+        model.get_input_embeddings().weight[poison] = float("nan")
+    async with running_engine(model) as engine:
+        bad, good = await asyncio.gather(
+            collect(engine, make_request("a~", max_tokens=20)),
+            collect(engine, make_request("abc", max_tokens=20)),
+            return_exceptions=True,
+        )
+
+    assert isinstance(bad, GenerationFailed)
+    assert "not a finite number" in str(bad)
+    assert isinstance(good, tuple)
+    assert good[1].num_completion_tokens == 20
+
+
+@pytest.mark.parametrize("phase", ["join", "step"])
+async def test_an_error_in_the_loop_fails_its_requests_and_the_engine_goes_on(phase, monkeypatch):
+    async with running_engine() as engine:
+        healthy = getattr(engine._batch, phase)
+
+        def fail(*arguments):
+            monkeypatch.setattr(engine._batch, phase, healthy)
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(engine._batch, phase, fail)
+        with pytest.raises(GenerationFailed, match="RuntimeError: out of memory"):
+            await collect(engine, make_request("abc"))
+        assert (await collect(engine, make_request("abc")))[0]
+
+
+async def test_healthy_only_where_a_token_is_produced():
+    async with running_engine() as engine:
+        await engine.check_health()
+
+    broken = make_model()
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(float("nan"))
+    async with running_engine(broken) as engine:
+        with pytest.raises(GenerationFailed, match="not a finite number"):
+            await engine.check_health()
+
+
+async def test_a_full_engine_that_makes_tokens_is_healthy():
+    async with running_engine(make_model(end_ids=None), max_batch_size=1, max_waiting=0) as engine:
+        busy = asyncio.create_task(collect(engine, make_request("a", max_tokens=120)))
+        await until(lambda: engine.stats().running == 1)
+        await engine.check_health()
+        await busy
+
+
+async def test_an_engine_that_hangs_is_not_healthy(monkeypatch):
+    async with running_engine(health_timeout_seconds=0.2) as engine:
+        monkeypatch.setattr(engine, "_take_waiting", lambda: time.sleep(0.5) or [])
+        with pytest.raises(GenerationFailed, match="no token within"):
+            await engine.check_health()
+
+
+async def test_stopping_fails_what_still_runs():
+    async with running_engine(make_model(end_ids=None)) as engine:
+        running = asyncio.create_task(collect(engine, make_request("a", max_tokens=120)))
+        await until(lambda: engine.stats().running == 1)
+        await engine.stop()
+        with pytest.raises(GenerationFailed, match="stopped"):
+            await running
+        with pytest.raises(GenerationFailed, match="not running"):
+            await collect(engine, make_request("a"))
+
+
+async def test_prompts_longer_than_a_prefill_are_read_one_after_another():
+    model = make_model()
+    async with running_engine(model, max_prefill_tokens=8) as engine:
+        results = await asyncio.gather(*(collect(engine, make_request(prompt)) for prompt in PROMPTS))
+
+    assert [text for text, _ in results] == [greedy_text(model, prompt, 16) for prompt in PROMPTS]
+
+
+async def test_chats_are_encoded_by_the_template():
+    async with running_engine() as engine:
+        ids = engine.encode_chat([ChatMessage("user", "hi")])
+        assert make_tokenizer().decode(ids) == "user: hi\nassistant:"
+        with pytest.raises(InvalidPrompt, match="tool turns are not known"):
+            engine.encode_chat([ChatMessage("tool", "hi")])
+        assert engine.encode("") == [END_ID]
+    async with running_engine(tokenizer=make_tokenizer(chat_template=None)) as engine:
+        with pytest.raises(InvalidPrompt, match="no chat template"):
+            engine.encode_chat([ChatMessage("user", "hi")])

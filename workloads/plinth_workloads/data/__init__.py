@@ -1,0 +1,1 @@
+"""From URIs of examples to packed batches of tokens."""

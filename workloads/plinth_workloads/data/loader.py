@@ -1,0 +1,156 @@
+"""From a token store and an epoch plan to the batches of one process; its position is part of the checkpoint.
+
+Tensor shapes: B rows of a micro batch, T tokens of a row.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plinth_workloads.data.packing import EpochPlan, Segment
+from plinth_workloads.data.token_store import TokenStore
+
+IGNORED = -100
+"""The label of a position that predicts nothing, as torch's cross_entropy spells it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A micro batch.
+
+    Attributes:
+        input_ids_BT: Token ids.
+        position_ids_BT: Positions, starting at 0 in every document; where they restart, attention stops.
+        labels_BT: The token that follows, IGNORED at a document's end and where nothing is to be learned.
+    """
+
+    input_ids_BT: Tensor
+    position_ids_BT: Tensor
+    labels_BT: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        return Batch(
+            self.input_ids_BT.to(device, non_blocking=True),
+            self.position_ids_BT.to(device, non_blocking=True),
+            self.labels_BT.to(device, non_blocking=True),
+        )
+
+
+@dataclass(slots=True)
+class LoaderPosition:
+    """The next row to read, the same for all processes whatever their number."""
+
+    epoch: int = 0
+    row: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How rows become tensors.
+
+    Attributes:
+        store: The documents.
+        sequence_length: T.
+        pad_id: What fills a row that is not full; it is a document of its own and predicts nothing.
+        pad_to_longest: Cut the batch to its longest row, for rows that are mostly not full.
+    """
+
+    store: TokenStore
+    sequence_length: int
+    pad_id: int
+    pad_to_longest: bool = False
+
+    def batch(self, rows: list[list[Segment]]) -> Batch:
+        """The tensors of some rows."""
+        used = [sum(segment.stop - segment.start for segment in row) for row in rows]
+        width = max([2, *used]) if self.pad_to_longest else self.sequence_length
+        ids = np.full((len(rows), width), self.pad_id, np.int64)
+        positions = np.zeros((len(rows), width), np.int64)
+        labels = np.full((len(rows), width), IGNORED, np.int64)
+        for index, row in enumerate(rows):
+            filled = self._fill(row, ids[index], positions[index], labels[index])
+            positions[index, filled:] = np.arange(width - filled)
+        return Batch(torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(labels))
+
+    def _fill(self, row: list[Segment], ids_T: np.ndarray, positions_T: np.ndarray, labels_T: np.ndarray) -> int:
+        at = 0
+        for document, start, stop in row:
+            offset, length = int(self.store.offsets[document]), stop - start
+            tokens = self.store.tokens[offset + start : offset + stop]
+            ids_T[at : at + length] = tokens
+            positions_T[at : at + length] = np.arange(length)
+            following = tokens[1:].astype(np.int64)
+            if self.store.targets is not None:
+                learned = self.store.targets[offset + start + 1 : offset + stop]
+                following = np.where(learned, following, IGNORED)
+            labels_T[at : at + length - 1] = following
+            at += length
+        return at
+
+
+class BatchLoader:
+    """The endless stream of one process's micro batches: epochs follow each other, every process takes its share.
+
+    A step's rows are the same for any number of processes and any micro batch size; only their split differs.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        plan_epoch: Callable[[int], EpochPlan],
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._rows = rows
+        self._plan_epoch = plan_epoch
+        self._global_batch_size = global_batch_size
+        self._micro_batch_size = micro_batch_size
+        self._rank = rank
+        self._world_size = world_size
+        self._position = LoaderPosition()
+        self._plan = plan_epoch(0)
+
+    def next_step(self) -> list[Batch]:
+        """This process's micro batches of the next optimizer step."""
+        rows = self._take(self._global_batch_size)[self._rank :: self._world_size]
+        size = self._micro_batch_size
+        return [self._rows.batch(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+    def _take(self, count: int) -> list[list[Segment]]:
+        rows: list[list[Segment]] = []
+        while len(rows) < count:
+            if self._position.row >= self._plan.num_rows:
+                self._position = LoaderPosition(self._position.epoch + 1, 0)
+                self._plan = self._plan_epoch(self._position.epoch)
+            rows.append(list(self._plan.row(self._position.row)))
+            self._position.row += 1
+        return rows
+
+    def state_dict(self) -> dict[str, int]:
+        """The position, as JSON types."""
+        return asdict(self._position)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a position."""
+        self._position = LoaderPosition(**state)
+        self._plan = self._plan_epoch(self._position.epoch)
+
+
+def evaluation_batches(
+    rows: Rows, plan: EpochPlan, *, batch_size: int, rank: int = 0, world_size: int = 1
+) -> Iterator[Batch]:
+    """This process's share of every row of a plan, once.
+
+    Every process gets the same number of batches, as collectives in the forward pass need; one that has no row left
+    gets a row of padding that counts for nothing.
+    """
+    for start in range(0, plan.num_rows, batch_size * world_size):
+        mine = range(start + rank * batch_size, min(start + (rank + 1) * batch_size, plan.num_rows))
+        yield rows.batch([list(plan.row(index)) for index in mine] or [[]])

@@ -1,0 +1,34 @@
+"""A failure that has a reason: what the user, or the operator, can act upon."""
+
+from typing import Literal
+
+Reason = Literal[
+    "AccessDenied",
+    "CheckpointFailed",
+    "CudaOutOfMemory",
+    "DatasetNotFound",
+    "InvalidData",
+    "InvalidSpec",
+    "LossNaN",
+    "ModelLoadFailed",
+    "ModelNotFound",
+    "TrackingUnavailable",
+    "UserCodeError",
+]
+
+
+class UserError(Exception):
+    """A failure with a sentence for the user in place of a traceback.
+
+    Attributes:
+        reason: One of the documented reasons.
+        message: What is wrong, where, and what to do about it.
+    """
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
+        self.message = message
+
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, str]]:
+        return (type(self), (self.reason, self.message))

@@ -1,0 +1,1 @@
+"""How good a model is, whether that is good enough, and how it is described."""

@@ -1,0 +1,1 @@
+"""From URIs and architectures to models and tokenizers."""

@@ -1,0 +1,116 @@
+"""The Ray Serve application: a ServeRun enters as `args`, replicas that answer HTTP leave.
+
+The model version is the deployment's user_config ({"uri": ...}), so that Serve hands a new one to running replicas.
+"""
+
+import asyncio
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from ray import serve
+from ray.serve.schema import ReplicaState
+from starlette.types import Receive, Scope, Send
+
+from plinth_api.run import ServeRun
+from plinth_workloads.serving.asgi import build_asgi
+from plinth_workloads.serving.engine import Engine
+from plinth_workloads.serving.served_model import ServedModel
+
+logger = logging.getLogger(__name__)
+
+DEPLOYMENT = "model"
+"""Name of the deployment whose user_config says which version is served."""
+
+MAX_BATCH_SIZE = 32
+MAX_WAITING = 128
+
+_MAX_ONGOING_REQUESTS = 2 * (MAX_BATCH_SIZE + MAX_WAITING)
+"""More than the engine takes, so that the engine answers 429 instead of Serve letting requests wait unseen."""
+
+_HEALTH_TIMEOUT_SECONDS = 60.0
+"""Longer than an engine waits for its token, so that the reason is told and not only the time that passed."""
+
+
+def build_app(args: dict[str, Any]) -> serve.Application:
+    """The application for a ServeRun in wire form.
+
+    A change of `args` starts new replicas. So `model` may be left out of them, and the version be given in the
+    deployment's user_config only, which wins in any case.
+    """
+    run = ServeRun.model_validate({"model": {"uri": ""}, **args})
+    options: dict[str, Any] = {
+        "name": DEPLOYMENT,
+        "ray_actor_options": {"num_cpus": run.cpus, "num_gpus": run.gpus},
+        "max_ongoing_requests": _MAX_ONGOING_REQUESTS,
+        "health_check_timeout_s": _HEALTH_TIMEOUT_SECONDS,
+        "user_config": {"uri": run.model.uri},
+    }
+    if run.min_replicas == run.max_replicas:
+        options["num_replicas"] = run.max_replicas
+    else:
+        options["autoscaling_config"] = {
+            "min_replicas": run.min_replicas,
+            "max_replicas": run.max_replicas,
+            "target_ongoing_requests": run.target_ongoing_requests,
+        }
+    deployment = cast(serve.Deployment, serve.deployment(serve.ingress(_ReplicaAsgi())(Replica)))
+    return deployment.options(**options).bind(run.to_wire())
+
+
+class _ReplicaAsgi:
+    """Passes requests on to the ASGI app of this process's replica, which exists only once Serve has made it."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            for step in ("startup", "shutdown"):
+                await receive()
+                await send({"type": f"lifespan.{step}.complete"})
+            return
+        replica = cast(Replica, serve.get_replica_context().servable_object)
+        await replica.asgi(scope, receive, send)
+
+
+class Replica:
+    """One served model behind HTTP."""
+
+    def __init__(self, run: dict[str, Any]) -> None:
+        """Take a ServeRun in wire form; nothing is loaded before `reconfigure`."""
+        self._run = ServeRun.model_validate(run)
+        self._served = ServedModel(partial(_make_engine, self._run))
+        self.asgi = build_asgi(self._served, name=self._run.name)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Serve the version `user_config["uri"]`.
+
+        Returns while the version loads: the old one answers until then, and the first replica tells its progress on
+        /health. A replica that is added to others waits instead, as Serve sends it requests once this returns.
+        """
+        is_first_load = self._served.target_uri == ""
+        self._served.set_target(user_config["uri"])
+        if is_first_load and await asyncio.to_thread(_others_are_running):
+            await self._served.wait_loaded()
+
+    async def check_health(self) -> None:
+        """Raise where a loaded model produces no tokens, which makes Serve replace the replica."""
+        if self._served.engine is not None:
+            await self._served.check_health()
+
+
+def _others_are_running() -> bool:
+    context = serve.get_replica_context()
+    application = serve.status().applications.get(context.app_name)
+    deployment = application.deployments.get(context.deployment) if application else None
+    return bool(deployment and deployment.replica_states.get(ReplicaState.RUNNING))
+
+
+def _make_engine(run: ServeRun, uri: str) -> Engine:
+    # Imported by replicas only: whoever deploys the application needs no torch.
+    from plinth_workloads.models.load import load_for_inference
+    from plinth_workloads.serving.torch_engine import TorchEngine
+
+    model, tokenizer = load_for_inference(uri, tracking_uri=run.tracking_uri, cache_dir=Path(run.work_dir) / "models")
+    if run.gpus:
+        model.to("cuda")
+    return TorchEngine(model.eval(), tokenizer, max_batch_size=MAX_BATCH_SIZE, max_waiting=MAX_WAITING)

@@ -1,0 +1,111 @@
+"""From a request's body to its choices: prompts are encoded, each choice is generated, and their pieces are merged."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from plinth_workloads.serving.engine import ChatMessage, Engine, GenerationRequest, SamplingParameters, TokenDelta
+from plinth_workloads.serving.protocol import ChatBody, CompletionBody, Usage
+from plinth_workloads.serving.served_model import ServedModel
+
+_DEFAULT_COMPLETION_TOKENS = 16
+"""max_tokens of a completion that does not say; OpenAI's. A chat may fill the context."""
+
+Body = CompletionBody | ChatBody
+
+
+@dataclass
+class UsageCount:
+    """Counts tokens over the pieces of all choices; `num_choices` is the request's n."""
+
+    num_choices: int
+    _last: dict[int, TokenDelta] = field(default_factory=dict)
+
+    def add(self, index: int, delta: TokenDelta) -> None:
+        """Take a piece of choice `index` into account."""
+        self._last[index] = delta
+
+    @property
+    def num_completion_tokens(self) -> int:
+        """Tokens made so far."""
+        return sum(delta.num_completion_tokens for delta in self._last.values())
+
+    def usage(self) -> Usage:
+        """The counts so far."""
+        prompt = sum(delta.num_prompt_tokens for index, delta in self._last.items() if index % self.num_choices == 0)
+        completion = self.num_completion_tokens
+        return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
+
+
+async def generate_choices(served: ServedModel, body: Body) -> AsyncGenerator[tuple[int, TokenDelta], None]:
+    """Pieces of all choices as they are made, each with the index of its choice: prompt * n + number.
+
+    Closing the generator cancels what still runs. All choices come from the version that was in service at the start.
+    """
+    with served.lease() as engine:
+        requests = await asyncio.to_thread(_requests_of, engine, body)
+        async with aclosing(_merged(engine, requests)) as deltas:
+            async for index, delta in deltas:
+                yield index, delta
+
+
+def _requests_of(engine: Engine, body: Body) -> list[GenerationRequest]:
+    requests = []
+    for prompt_ids in _prompts_of(engine, body):
+        max_tokens = _max_tokens_of(body, num_free=max(1, engine.context_length - len(prompt_ids)))
+        for number in range(body.n):
+            sampling = SamplingParameters(
+                max_tokens=max_tokens,
+                temperature=body.temperature,
+                top_p=body.top_p,
+                seed=None if body.seed is None else body.seed + number,
+                stop=body.stop,
+            )
+            requests.append(GenerationRequest(prompt_ids, sampling))
+    return requests
+
+
+def _prompts_of(engine: Engine, body: Body) -> list[tuple[int, ...]]:
+    if isinstance(body, CompletionBody):
+        return [tuple(engine.encode(prompt)) if isinstance(prompt, str) else prompt for prompt in body.prompt]
+    # "developer" is OpenAI's newer name for "system", which no chat template knows.
+    messages = [
+        ChatMessage("system" if message.role == "developer" else message.role, message.content)
+        for message in body.messages
+    ]
+    return [tuple(engine.encode_chat(messages))]
+
+
+def _max_tokens_of(body: Body, *, num_free: int) -> int:
+    if isinstance(body, ChatBody):
+        return body.max_completion_tokens or body.max_tokens or num_free
+    return body.max_tokens or min(_DEFAULT_COMPLETION_TOKENS, num_free)
+
+
+async def _merged(
+    engine: Engine, requests: Sequence[GenerationRequest]
+) -> AsyncGenerator[tuple[int, TokenDelta], None]:
+    queue: asyncio.Queue[tuple[int, TokenDelta | Exception]] = asyncio.Queue()
+
+    async def pump(index: int, request: GenerationRequest) -> None:
+        try:
+            async with aclosing(engine.generate(request)) as deltas:
+                async for delta in deltas:
+                    queue.put_nowait((index, delta))
+        except Exception as error:
+            queue.put_nowait((index, error))
+
+    tasks = [asyncio.create_task(pump(index, request)) for index, request in enumerate(requests)]
+    num_unfinished = len(tasks)
+    try:
+        while num_unfinished:
+            index, item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            num_unfinished -= item.finish_reason is not None
+            yield index, item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

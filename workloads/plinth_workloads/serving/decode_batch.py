@@ -1,0 +1,109 @@
+"""The rows that a model decodes together: prompts enter, one row of logits for each leaves, step after step.
+
+Knows tensors and no requests. All rows share one key-value cache, padded on the left to the longest row, so that a
+row may join or leave between any two steps.
+
+Shapes: B rows of the batch, R rows that join, T new positions, L cached positions, V vocabulary, H heads, D head size.
+"""
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
+
+
+class DecodeBatch:
+    """The cache, the mask and the position of each row. Use under `torch.inference_mode`."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        accepted = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        self._cache: DynamicCache | None = None
+        self._mask_BL = torch.zeros(0, 0, dtype=torch.long, device=self._model.device)
+
+    def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Read prompts and append them to the rows of the batch; when it raises, the batch is as it was.
+
+        Returns:
+            Logits (R, V) for the first token after each prompt, in float32.
+        """
+        longest = max(len(prompt) for prompt in prompts)
+        device = self._model.device
+        ids_RT = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
+        mask_RT = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
+        cache = DynamicCache()
+        logits_RV = self._forward(ids_RT, mask_RT, cache)
+        if self._cache is None:
+            self._cache, self._mask_BL = cache, mask_RT
+        else:
+            self._cache, self._mask_BL = _merged(self._cache, cache), _stacked(self._mask_BL, mask_RT, dim=-1)
+        return logits_RV
+
+    def step(self, tokens: Sequence[int]) -> Tensor:
+        """Append one token to each row; when it raises, the rows are lost: `clear` the batch.
+
+        Returns:
+            Logits (B, V) for the token after it, in float32.
+        """
+        assert self._cache is not None
+        self._mask_BL = F.pad(self._mask_BL, (0, 1), value=1)
+        ids_B1 = torch.tensor(tokens, device=self._model.device)[:, None]
+        return self._forward(ids_B1, self._mask_BL, self._cache)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all other rows, and the columns that only they used."""
+        if not rows:
+            self.clear()
+            return
+        assert self._cache is not None
+        index_R = torch.tensor(rows, device=self._mask_BL.device)
+        mask_RL = self._mask_BL[index_R]
+        length = int(mask_RL.sum(dim=-1).max())
+        self._mask_BL = mask_RL[:, -length:]
+        self._cache = _cache_of(
+            (keys[index_R, :, -length:], values[index_R, :, -length:]) for keys, values in _layers(self._cache)
+        )
+
+    def _forward(self, ids_BT: Tensor, mask_BL: Tensor, cache: DynamicCache) -> Tensor:
+        inputs: dict[str, Any] = dict(self._last_only)
+        if self._takes_positions:
+            positions_BL = (mask_BL.cumsum(dim=-1) - 1).clamp(min=0)
+            inputs["position_ids"] = positions_BL[:, -ids_BT.shape[1] :]
+        output = self._model(input_ids=ids_BT, attention_mask=mask_BL, past_key_values=cache, use_cache=True, **inputs)
+        return output.logits[:, -1].float()
+
+
+def _layers(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+    return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+def _cache_of(layers: Any) -> DynamicCache:
+    cache = DynamicCache()
+    for index, (keys_BHLD, values_BHLD) in enumerate(layers):
+        cache.update(keys_BHLD, values_BHLD, index)
+    return cache
+
+
+def _merged(old: DynamicCache, new: DynamicCache) -> DynamicCache:
+    return _cache_of(
+        (_stacked(old_keys, new_keys, dim=-2), _stacked(old_values, new_values, dim=-2))
+        for (old_keys, old_values), (new_keys, new_values) in zip(_layers(old), _layers(new), strict=True)
+    )
+
+
+def _stacked(upper: Tensor, lower: Tensor, *, dim: int) -> Tensor:
+    """Rows of both; zeros before the shorter along `dim`, which is -1 or -2."""
+    length = max(upper.shape[dim], lower.shape[dim])
+    after = (0, 0) * (-1 - dim)
+    padded = [F.pad(part, (*after, length - part.shape[dim], 0)) for part in (upper, lower)]
+    return torch.cat(padded)

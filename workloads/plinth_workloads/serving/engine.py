@@ -1,0 +1,134 @@
+"""What an engine is: token ids and sampling parameters enter, pieces of text leave as they are made.
+
+Apart from the engines, so that the app knows none of them and needs neither torch nor vLLM to be imported.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParameters:
+    """How the next token is chosen.
+
+    Attributes:
+        max_tokens: Most tokens that are made, the end-of-sequence token included.
+        temperature: 0 takes the likeliest token.
+        top_p: The token comes from the smallest set of likeliest tokens whose probabilities reach top_p.
+        seed: The same seed gives the same tokens, whatever runs beside; None for another result every time.
+        stop: Strings that end the text; they are not part of it.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One prompt and what to do with it."""
+
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParameters
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDelta:
+    """What one or more new tokens add to the text.
+
+    Attributes:
+        text: Whole characters; may be empty in the last delta of a request, never in another.
+        num_prompt_tokens: Tokens of the prompt.
+        num_completion_tokens: Tokens made so far.
+        finish_reason: Set in the last delta only: "stop" for a stop string or the end of the sequence.
+    """
+
+    text: str
+    num_prompt_tokens: int
+    num_completion_tokens: int
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine is busy with."""
+
+    running: int
+    waiting: int
+
+
+class InvalidPrompt(ValueError):
+    """A prompt that this model cannot take; the message says why."""
+
+
+class ContextLengthExceeded(InvalidPrompt):
+    """Prompt and completion together are longer than the model's context."""
+
+
+class EngineOverloaded(Exception):
+    """As many requests wait as may; try again later."""
+
+
+class GenerationFailed(Exception):
+    """The engine could not go on with this request."""
+
+
+class Engine(Protocol):
+    """A model that answers many requests at once. Its async methods belong to one event loop."""
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens of a prompt and its completion together."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt; safe to call from any thread.
+
+        Raises:
+            InvalidPrompt: The text has no tokens and the model no token to start with.
+        """
+
+    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+        """Token ids of a chat up to where the assistant speaks; safe to call from any thread.
+
+        Raises:
+            InvalidPrompt: The model has no chat template, or the template refuses these messages.
+        """
+
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
+        """The completion, piece by piece. Closing the generator cancels the request.
+
+        Raises:
+            InvalidPrompt: The prompt has ids that the model does not know.
+            ContextLengthExceeded: Prompt and max_tokens do not fit.
+            EngineOverloaded: The queue is full.
+            GenerationFailed: The model failed on this request; the engine goes on with the others.
+        """
+
+    async def start(self) -> None:
+        """Make the engine ready for `generate`."""
+
+    async def stop(self) -> None:
+        """Give everything back; requests that still run fail."""
+
+    async def check_health(self) -> None:
+        """Return once a token was really produced.
+
+        Raises:
+            GenerationFailed: It was not; the message says why.
+        """
+
+    def stats(self) -> EngineStats:
+        """What the engine is busy with now."""

@@ -1,0 +1,276 @@
+"""OpenAI's completion requests and responses, as far as they are served (https://platform.openai.com/docs/api-reference).
+
+Enters: JSON bodies. Leaves: typed requests, or a validation error that names the parameter. A parameter that is not
+served is accepted at a value that changes nothing and refused at any other, so that no wish is silently ignored.
+"""
+
+import time
+import uuid
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from plinth_workloads.serving.engine import FinishReason
+
+MAX_CHOICES = 16
+MAX_STOP_STRINGS = 4
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "min_p": (0,),
+    "modalities": (["text"],),
+    "parallel_tool_calls": (True, False),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_k": (-1, 0),
+    "top_logprobs": (0,),
+}
+"""Values at which a parameter that is not served changes nothing; None always does."""
+
+_IGNORED = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user"})
+"""Parameters that are for the provider's records, not for the answer."""
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    # logprobs is False or a number, and 0 asks for something: Python's False == 0 would not see it.
+    return any(value == it and isinstance(value, bool) == isinstance(it, bool) for it in _NEUTRAL.get(name, ()))
+
+
+def _parse_prompt(value: Any) -> tuple[str | tuple[int, ...], ...]:
+    """One tuple for each prompt of the four forms that OpenAI allows."""
+    if isinstance(value, str) or _is_token_ids(value):
+        value = [value]
+    if isinstance(value, list) and value and all(isinstance(item, str) or _is_token_ids(item) for item in value):
+        return tuple(item if isinstance(item, str) else tuple(item) for item in value)
+    raise PydanticCustomError("prompt", "must be a string, a list of strings, or one or several lists of token ids")
+
+
+def _is_token_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+def _parse_stop(value: Any) -> tuple[str, ...]:
+    stop = [] if value is None else [value] if isinstance(value, str) else value
+    if isinstance(stop, list) and len(stop) <= MAX_STOP_STRINGS and all(isinstance(item, str) for item in stop):
+        return tuple(item for item in stop if item)
+    raise PydanticCustomError("stop", f"must be a string or a list of up to {MAX_STOP_STRINGS} strings")
+
+
+def _parse_content(value: Any) -> Any:
+    """A message's text; of the parts that OpenAI allows, text only."""
+    if not isinstance(value, list):
+        return "" if value is None else value
+    for part in value:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise PydanticCustomError(
+                "content", "has a part of type {kind}: this model reads text", {"kind": str(kind)}
+            )
+    return "".join(part["text"] for part in value)
+
+
+class StreamOptions(BaseModel):
+    """What a stream carries beside the text."""
+
+    include_usage: bool = False
+
+
+class GenerationBody(BaseModel):
+    """What completions and chat completions have in common."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    model: str
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    stop: Annotated[tuple[str, ...], BeforeValidator(_parse_stop)] = ()
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    seed: int | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, body: Any) -> Any:
+        """OpenAI's clients send null for what is not set."""
+        return {key: value for key, value in body.items() if value is not None} if isinstance(body, dict) else body
+
+    @model_validator(mode="after")
+    def _refuse_what_is_not_served(self) -> Self:
+        for name, value in (self.model_extra or {}).items():
+            if name not in _IGNORED and not _is_neutral(name, value):
+                raise PydanticCustomError(
+                    "unsupported_parameter", "{name} is not supported by this server; leave it out", {"name": name}
+                )
+        return self
+
+    @property
+    def includes_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class CompletionBody(GenerationBody):
+    """POST /v1/completions."""
+
+    prompt: Annotated[tuple[str | tuple[int, ...], ...], BeforeValidator(_parse_prompt)]
+
+
+class MessageBody(BaseModel):
+    """One turn of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[str, BeforeValidator(_parse_content)] = ""
+    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+
+
+class ChatBody(GenerationBody):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[tuple[MessageBody, ...], Field(min_length=1)]
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+
+
+class Usage(BaseModel):
+    """Tokens that a request used; a prompt counts once, however many choices it has."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionChoice(BaseModel):
+    """One text, or in a stream one piece of it."""
+
+    index: int
+    text: str
+    logprobs: None = None
+    finish_reason: FinishReason | None
+
+
+class CompletionResponse(BaseModel):
+    """The answer to a completion, or one chunk of its stream."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None
+
+
+class ChatText(BaseModel):
+    """A message, or in a stream what is added to it."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # OpenAI's client joins the roles of all deltas, so only the first may have one.
+        return {name: value for name, value in serialize(self).items() if value is not None}
+
+
+class ChatChoice(BaseModel):
+    """One answer."""
+
+    index: int
+    message: ChatText
+    logprobs: None = None
+    finish_reason: FinishReason | None
+
+
+class ChatChunkChoice(BaseModel):
+    """One piece of an answer."""
+
+    index: int
+    delta: ChatText
+    logprobs: None = None
+    finish_reason: FinishReason | None
+
+
+class ChatResponse(BaseModel):
+    """The answer to a chat."""
+
+    id: str
+    object: Literal["chat.completion"] = "chat.completion"
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage | None = None
+
+
+class ChatChunk(BaseModel):
+    """One chunk of the stream that answers a chat."""
+
+    id: str
+    object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+    usage: Usage | None = None
+
+
+class ModelCard(BaseModel):
+    """One served model; `root` is the URI of its version."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "plinth"
+    root: str
+    max_model_len: int | None
+
+
+class ModelList(BaseModel):
+    """GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong, in the words and codes of OpenAI's API."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+def new_id(prefix: str) -> str:
+    """An id for a response."""
+    return f"{prefix}-{uuid.uuid4().hex}"
+
+
+def now_seconds() -> int:
+    """Unix time, as OpenAI writes it."""
+    return int(time.time())

@@ -1,0 +1,184 @@
+"""The model version in use: loads a version beside the one in service, tries it, swaps, and lets the old one finish.
+
+Enters: the URI of a version, now and then. Leaves: an engine for each request, and what can be said about the loading.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain, repeat
+
+from plinth_workloads.errors import UserError
+from plinth_workloads.serving.engine import Engine, GenerationFailed
+
+logger = logging.getLogger(__name__)
+
+EngineFactory = Callable[[str], Engine]
+"""From a model's URI to an engine that was not started; blocks while it loads, and raises UserError."""
+
+_RETRY_SECONDS = (5.0, 15.0, 60.0)
+
+
+class ModelNotReady(Exception):
+    """No model is loaded; the message says why.
+
+    Attributes:
+        failed: Whether waiting is in vain.
+    """
+
+    def __init__(self, message: str, *, failed: bool) -> None:
+        super().__init__(message)
+        self.failed = failed
+
+
+@dataclass(eq=False)
+class _Version:
+    uri: str
+    engine: Engine
+    leases: int = 0
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class ServedModel:
+    """The version in service and the one that is to follow it. Belongs to one event loop.
+
+    Attributes:
+        target_uri: The version that is wanted.
+        load_error: Why it could not be loaded, if so; a version that was in service before stays in service.
+    """
+
+    def __init__(self, make_engine: EngineFactory, *, retry_seconds: tuple[float, ...] = _RETRY_SECONDS) -> None:
+        self._make_engine = make_engine
+        self._retry_seconds = retry_seconds
+        self._version: _Version | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._one_load = asyncio.Lock()
+        self._failed_for_good = False
+        self.target_uri = ""
+        self.load_error: str | None = None
+
+    @property
+    def uri(self) -> str | None:
+        """The version in service."""
+        return self._version.uri if self._version else None
+
+    @property
+    def engine(self) -> Engine | None:
+        """The engine in service, to look at; requests take a `lease`."""
+        return self._version.engine if self._version else None
+
+    def set_target(self, uri: str) -> None:
+        """Begin to load `uri`, unless that is under way or done; the version in service stays until then."""
+        if uri == self.target_uri and not self._failed_for_good:
+            return
+        if self._loading is not None:
+            self._loading.cancel()
+        self.target_uri, self.load_error, self._failed_for_good = uri, None, False
+        if uri != self.uri:
+            self._loading = asyncio.create_task(self._load(uri))
+
+    async def wait_loaded(self) -> None:
+        """Return when loading ended, well or not."""
+        if self._loading is not None:
+            await asyncio.wait({self._loading})
+
+    @contextmanager
+    def lease(self) -> Iterator[Engine]:
+        """The engine in service; it is not taken away before the end of the block.
+
+        Raises:
+            ModelNotReady: There is none yet.
+        """
+        version = self._version
+        if version is None:
+            raise self._not_ready()
+        version.leases += 1
+        try:
+            yield version.engine
+        finally:
+            version.leases -= 1
+            if version.leases == 0:
+                version.idle.set()
+
+    async def check_health(self) -> None:
+        """Return once the engine in service has produced a token.
+
+        Raises:
+            ModelNotReady: There is no engine.
+            GenerationFailed: It produces none.
+        """
+        with self.lease() as engine:
+            await engine.check_health()
+
+    async def close(self) -> None:
+        """Stop loading and serving."""
+        if self._loading is not None:
+            self._loading.cancel()
+        if self._version is not None:
+            await self._version.engine.stop()
+
+    def _not_ready(self) -> ModelNotReady:
+        if self.load_error is None:
+            return ModelNotReady(f"{self.target_uri} is being loaded", failed=False)
+        return ModelNotReady(f"{self.target_uri} could not be loaded: {self.load_error}", failed=self._failed_for_good)
+
+    async def _load(self, uri: str) -> None:
+        """Try until it works; what only the user can mend is tried once."""
+        for pause_seconds in chain(self._retry_seconds, repeat(self._retry_seconds[-1])):
+            try:
+                async with self._one_load:
+                    engine = await self._started_engine(uri)
+            except UserError as error:
+                self.load_error = error.message
+                self._failed_for_good = error.reason != "TrackingUnavailable"
+            except Exception as error:
+                logger.exception("loading %s failed", uri)
+                self.load_error = f"{type(error).__name__}: {error}"
+            else:
+                self._swap(_Version(uri, engine))
+                return
+            logger.error("model %s: %s", uri, self.load_error)
+            if self._failed_for_good:
+                return
+            await asyncio.sleep(pause_seconds)
+
+    async def _started_engine(self, uri: str) -> Engine:
+        # A thread cannot be cancelled: shielded, so that the next load waits for the memory of this one.
+        engine = await _finished(asyncio.create_task(asyncio.to_thread(self._make_engine, uri)))
+        await engine.start()
+        try:
+            await engine.check_health()
+        except GenerationFailed as error:
+            await engine.stop()
+            raise UserError("ModelLoadFailed", f"the model produces no token: {error}") from error
+        except BaseException:
+            await engine.stop()
+            raise
+        return engine
+
+    def _swap(self, version: _Version) -> None:
+        old, self._version = self._version, version
+        self.load_error = None
+        logger.info("model %s is in service", version.uri)
+        if old is not None:
+            task = asyncio.create_task(_retire(old))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
+
+
+async def _retire(version: _Version) -> None:
+    while version.leases:
+        version.idle.clear()
+        await version.idle.wait()
+    await version.engine.stop()
+
+
+async def _finished(task: asyncio.Task[Engine]) -> Engine:
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise

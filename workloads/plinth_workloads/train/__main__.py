@@ -1,0 +1,86 @@
+"""Entry point of a training workload: `python -m plinth_workloads.train run.json [--launcher ray|none]`.
+
+Exits with 0 when the run is finished or was asked to stop, 1 when it failed; the last line printed is then one JSON
+object with the reason.
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from plinth_api.run import TrainRun
+from plinth_workloads.errors import UserError
+from plinth_workloads.train.progress import STOP_FILE, ProgressLog
+
+
+def main() -> int:
+    """Run the document named on the command line."""
+    parser = argparse.ArgumentParser(prog="python -m plinth_workloads.train", description=__doc__)
+    parser.add_argument("run", type=Path, help="the run document, run.json")
+    parser.add_argument(
+        "--launcher",
+        choices=("ray", "none"),
+        default="none" if "RANK" in os.environ else "ray",
+        help="ray starts the workers; none makes this process one of them (python, torchrun)",
+    )
+    parser.add_argument("--exit-with-parent", action="store_true", help="end when standard input is closed")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    run = TrainRun.model_validate_json(arguments.run.read_text())
+    if arguments.exit_with_parent:
+        threading.Thread(target=_exit_with_parent, daemon=True).start()
+    stop_file = Path(run.work_dir) / STOP_FILE
+    stop_file.parent.mkdir(parents=True, exist_ok=True)
+    if os.environ.get("RANK", "0") == "0":
+        stop_file.unlink(missing_ok=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop_file.touch())
+    try:
+        _train(run, arguments.launcher)
+    except Exception as error:
+        return _report_failure(run, error)
+    return 0
+
+
+def _train(run: TrainRun, launcher: str) -> None:
+    if launcher == "ray":
+        from plinth_workloads.train.worker import train_with_ray
+
+        train_with_ray(run)
+    else:
+        from plinth_workloads.train.session import run_training
+
+        run_training(run)
+
+
+def _report_failure(run: TrainRun, error: Exception) -> int:
+    """Tell the reason: to the progress file, and as the last line of the output."""
+    if not isinstance(error, UserError):
+        traceback.print_exc()
+        message = (str(error).strip().splitlines() or [""])[-1]
+        error = UserError("UserCodeError", f"{type(error).__name__}: {message}")
+    log = ProgressLog(Path(run.work_dir))
+    log.write("failed", reason=error.reason, message=error.message)
+    log.close()
+    record = {"plinth": "failure", "reason": error.reason, "message": error.message}
+    sys.stdout.write(json.dumps(record) + "\n")
+    sys.stdout.flush()
+    return 1
+
+
+def _exit_with_parent() -> None:
+    """A parent that dies, however it dies, closes our standard input."""
+    # Unbuffered: a thread inside a buffered read aborts the interpreter's shutdown.
+    while os.read(0, 4096):
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

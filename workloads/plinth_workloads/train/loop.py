@@ -1,0 +1,270 @@
+"""The training loop, the same for pretraining and every way to adapt: it knows neither Ray nor MLflow nor objectives.
+
+A step reads the same rows and draws the same random numbers whatever the number of processes or the size of a pass,
+and both follow from the step's number alone: a run that goes on from a checkpoint is the run that was never stopped.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from plinth_api.run import TrainRun
+from plinth_workloads.data.loader import IGNORED, Batch, BatchLoader
+from plinth_workloads.errors import UserError
+from plinth_workloads.train.checkpoint import Checkpoint, Checkpointer
+from plinth_workloads.train.metrics import flops_per_token, memory_bytes, peak_flops
+from plinth_workloads.train.optim import learning_rate_at, set_learning_rate
+from plinth_workloads.train.parallel import Workers, autocast, gradients_synchronized
+
+Metrics = Mapping[str, float]
+_SEED_STRIDE = 1_000_003
+"""Prime, so that seeds of different steps and ranks do not meet."""
+
+
+class Reporter(Protocol):
+    """Whoever wants to know how the training goes; called in the first process only."""
+
+    def on_step(self, step: int, metrics: Metrics) -> None:
+        """A step's metrics are known."""
+        ...
+
+    def on_evaluation(self, step: int, metrics: Metrics) -> None:
+        """The model was measured."""
+        ...
+
+    def on_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """A checkpoint is complete."""
+        ...
+
+
+@dataclass(slots=True)
+class LoopState:
+    """What the loop must know to go on, beside tensors and the loader's position."""
+
+    step: int = 0
+    tokens: int = 0
+    evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _StepResult:
+    """A step whose numbers may still be on the GPU."""
+
+    step: int
+    loss: Tensor
+    grad_norm: Tensor
+    tokens: int
+    tokens_seen: int
+    lr: float
+    started: float
+
+
+class TrainLoop:
+    """Steps, evaluations and checkpoints until the last step, a request to stop, or an error."""
+
+    def __init__(
+        self,
+        run: TrainRun,
+        *,
+        workers: Workers,
+        model: nn.Module,
+        loss: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        loader: BatchLoader,
+        checkpointer: Checkpointer,
+        evaluate: Callable[[], Metrics] | None,
+        num_steps: int,
+        fingerprint: str,
+        reporters: Sequence[Reporter] = (),
+        stop_file: Path | None = None,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            run: The run document.
+            workers: This process among the others.
+            model: The weights, on their device, sharded where the run shards.
+            loss: Calls the model and returns the loss summed over a batch's labels.
+            optimizers: Over the model's trainable weights.
+            loader: This process's batches.
+            checkpointer: Where state is saved.
+            evaluate: Measures the model on the validation examples; None where there are none.
+            num_steps: Optimizer steps in all.
+            fingerprint: Of the data; a checkpoint goes on only with the data that it has seen.
+            reporters: Who is told, in the first process.
+            stop_file: Asks to save and stop, once it exists.
+        """
+        self._run, self._workers, self._model, self._loss = run, workers, model, loss
+        self._optimizers, self._loader, self._checkpointer = optimizers, loader, checkpointer
+        self._evaluate, self._fingerprint, self._stop_file = evaluate, fingerprint, stop_file
+        self._reporters = reporters if workers.is_first else ()
+        self._trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.num_steps = num_steps
+        self.state = LoopState()
+        tenth = math.ceil(num_steps / 10)
+        self._evaluate_every = run.evaluation.every_steps or tenth
+        self._save_every = run.checkpoint.every_steps or tenth
+        self._unread: _StepResult | None = None
+        self._read_at = 0.0
+        self._peak_flops = peak_flops(workers.device)
+        self._flops_per_token = flops_per_token(model, getattr(model, "config", None), run.training.sequence_length)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            UserError: CheckpointFailed where it is of another model or of other data.
+        """
+        state = self._checkpointer.load(checkpoint, self._model, self._optimizers)
+        if state["fingerprint"] != self._fingerprint:
+            raise UserError(
+                "CheckpointFailed",
+                f"{checkpoint.folder} was trained on other data than there is now; "
+                "bring the data back, or start a new job",
+            )
+        self._loader.load_state_dict(state["loader"])
+        self.state = LoopState(state["step"], state["tokens"], state["evaluations"])
+
+    def train(self) -> Literal["finished", "stopped"]:
+        """Train from the present step to the last.
+
+        Raises:
+            UserError: LossNaN or CheckpointFailed.
+        """
+        self._loss.train()
+        stopping = False
+        while self.state.step < self.num_steps and not stopping:
+            stopping = self.train_step()
+            step, last = self.state.step, self.state.step == self.num_steps
+            if self._evaluate is not None and (last or step % self._evaluate_every == 0):
+                self.record_evaluation(f"{step}")
+            if last or stopping or step % self._save_every == 0:
+                self.save()
+        self._read_step()
+        return "finished" if self.state.step == self.num_steps else "stopped"
+
+    def train_step(self) -> bool:
+        """One optimizer step over the global batch.
+
+        Returns:
+            Whether somebody asked to stop.
+        """
+        started = time.perf_counter()
+        step = self.state.step + 1
+        batches = self._loader.next_step()
+        num_targets, num_tokens, stop = self._agree(batches)
+        lr = learning_rate_at(step, self.num_steps, self._run.training)
+        set_learning_rate(self._optimizers, lr)
+        torch.manual_seed(self._run.training.seed + _SEED_STRIDE * step + self._workers.rank)
+        loss = self._backward(batches, num_targets)
+        grad_norm = self._clip()
+        for optimizer in self._optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.state.step = step
+        self.state.tokens += int(num_tokens)
+        # On a GPU the step before is read only now, when the device has this one to work on.
+        self._read_step()
+        self._unread = _StepResult(step, loss, grad_norm, int(num_tokens), self.state.tokens, lr, started)
+        if self._workers.device.type == "cpu":
+            self._read_step()
+        return stop > 0
+
+    def record_evaluation(self, name: str) -> Metrics:
+        """Measure the model now and keep the result in the state under `name`."""
+        assert self._evaluate is not None
+        self._read_step()
+        self._loss.eval()
+        metrics = self._evaluate()
+        self._loss.train()
+        self.state.evaluations[name] = dict(metrics)
+        for reporter in self._reporters:
+            reporter.on_evaluation(self.state.step, metrics)
+        return metrics
+
+    def save(self) -> None:
+        """Save a checkpoint of the present step, unless its loss is not a number."""
+        self._read_step()
+        state = {
+            "tokens": self.state.tokens,
+            "evaluations": self.state.evaluations,
+            "loader": self._loader.state_dict(),
+            "fingerprint": self._fingerprint,
+            "world_size": self._workers.world_size,
+        }
+        checkpoint = self._checkpointer.save(self.state.step, self._model, self._optimizers, state)
+        for reporter in self._reporters:
+            reporter.on_checkpoint(checkpoint)
+
+    def _agree(self, batches: Sequence[Batch]) -> list[float]:
+        """Targets and tokens of the global batch, and how many processes were asked to stop."""
+        targets = sum(int((batch.labels_BT != IGNORED).sum()) for batch in batches)
+        tokens = sum(batch.input_ids_BT.numel() for batch in batches)
+        stop = self._stop_file is not None and self._stop_file.exists()
+        return self._workers.sum(targets, tokens, stop)
+
+    def _backward(self, batches: Sequence[Batch], num_targets: float) -> Tensor:
+        """Gradients of the mean loss over the targets of the global batch; returns that loss."""
+        total = torch.zeros((), device=self._workers.device)
+        # Gradients are averaged over the processes, so each scales its sum up again.
+        scale = self._workers.world_size / max(1.0, num_targets)
+        for index, batch in enumerate(batches):
+            moved = batch.to(self._workers.device)
+            with gradients_synchronized(self._loss, last=index == len(batches) - 1):
+                with autocast(self._run, self._workers):
+                    loss = self._loss(moved.input_ids_BT, moved.position_ids_BT, moved.labels_BT)
+                (loss * scale).backward()
+            total += loss.detach()
+        return self._workers.sum_tensor(total) / max(1.0, num_targets)
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients' norm; returns the norm before."""
+        limit = self._run.training.max_grad_norm or math.inf
+        norm: Any = nn.utils.clip_grad_norm_(self._trainable, limit)
+        whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return whole
+
+    def _read_step(self) -> None:
+        """Report the last step that has not been read.
+
+        Raises:
+            UserError: LossNaN.
+        """
+        result, self._unread = self._unread, None
+        if result is None:
+            return
+        loss, grad_norm = float(result.loss), float(result.grad_norm)
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise UserError("LossNaN", self._nan_message(result.step, loss, grad_norm))
+        now = time.perf_counter()
+        seconds, self._read_at = now - max(result.started, self._read_at), now
+        tokens_per_second = result.tokens / seconds
+        metrics = {
+            "train/loss": loss,
+            "train/perplexity": math.exp(min(loss, 50.0)),
+            "train/lr": result.lr,
+            "train/grad_norm": grad_norm,
+            "train/tokens": float(result.tokens_seen),
+            "train/tokens_per_sec": tokens_per_second,
+            "train/step_seconds": seconds,
+            "train/memory_bytes": float(memory_bytes(self._workers.device)),
+        }
+        if self._peak_flops is not None:
+            available = self._peak_flops * self._workers.world_size
+            metrics["train/mfu"] = tokens_per_second * self._flops_per_token / available
+        for reporter in self._reporters:
+            reporter.on_step(result.step, metrics)
+
+    def _nan_message(self, step: int, loss: float, grad_norm: float) -> str:
+        newest = self._checkpointer.newest()
+        kept = f"the last good checkpoint is of step {newest.step}" if newest else "there is no checkpoint yet"
+        return (
+            f"step {step}: the loss is {loss} and the gradient norm {grad_norm}; lower spec.training.learningRate, "
+            f"lengthen schedule.warmupSteps or look at the data; {kept}"
+        )

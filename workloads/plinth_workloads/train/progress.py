@@ -1,0 +1,49 @@
+"""What a run tells the world while it runs: one JSON object a line, in a file that a runner follows."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+PROGRESS_FILE = "progress.jsonl"
+STOP_FILE = "stop"
+"""A file of this name in the work folder asks the workers to save and stop after the step that runs."""
+
+
+class ProgressLog:
+    """Appends events; a crash leaves at most one incomplete line, which readers pass over."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / PROGRESS_FILE).open("a", buffering=1)
+
+    def write(self, event: str, **values: Any) -> None:
+        """Append one event."""
+        finite = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        self._file.write(json.dumps({"event": event, "time": round(time.time(), 3), **finite}) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_progress(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """The complete events from `offset` on, each with the offset behind it."""
+    path = folder / PROGRESS_FILE
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            try:
+                yield json.loads(line), offset
+            except json.JSONDecodeError:
+                continue

@@ -1,0 +1,69 @@
+"""Who hears of a run's steps: the progress file that a runner follows, and the MLflow run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from plinth_workloads.tracking import Tracker
+from plinth_workloads.train.checkpoint import Checkpoint
+from plinth_workloads.train.progress import ProgressLog
+
+Metrics = Mapping[str, float]
+
+
+class ProgressReporter:
+    """Writes steps, evaluations and checkpoints to the progress file."""
+
+    def __init__(self, log: ProgressLog) -> None:
+        self._log = log
+
+    def on_step(self, step: int, metrics: Metrics) -> None:
+        """A step's metrics are known."""
+        self._log.write(
+            "step",
+            step=step,
+            loss=metrics["train/loss"],
+            learningRate=metrics["train/lr"],
+            tokensPerSecond=metrics["train/tokens_per_sec"],
+            tokens=int(metrics["train/tokens"]),
+        )
+
+    def on_evaluation(self, step: int, metrics: Metrics) -> None:
+        """The model was measured."""
+        self._log.write("evaluation", step=step, metrics=dict(metrics))
+
+    def on_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """A checkpoint is complete."""
+        self._log.write("checkpoint", step=checkpoint.step, uri=f"file://{checkpoint.folder}")
+
+
+class TrackingReporter:
+    """Sends steps and evaluations to the MLflow run."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    def on_step(self, step: int, metrics: Metrics) -> None:
+        """A step's metrics are known."""
+        self._tracker.log_metrics(step, metrics)
+
+    def on_evaluation(self, step: int, metrics: Metrics) -> None:
+        """The model was measured."""
+        self._tracker.log_metrics(step, {f"val/{name}": value for name, value in metrics.items()})
+
+    def on_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """A checkpoint is complete."""
+        self._tracker.log_metrics(checkpoint.step, {"train/checkpoint_step": float(checkpoint.step)})
+
+
+def loss_history(folder: Path) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+    """Training and validation loss by step, over all attempts; a step done twice counts as done last."""
+    from plinth_workloads.train.progress import read_progress
+
+    training: dict[int, float] = {}
+    validation: dict[int, float] = {}
+    for event, _ in read_progress(folder):
+        if event["event"] == "step" and event["loss"] is not None:
+            training[event["step"]] = event["loss"]
+        elif event["event"] == "evaluation":
+            validation[event["step"]] = event["metrics"]["loss"]
+    return sorted(training.items()), sorted(validation.items())

@@ -1,0 +1,364 @@
+"""One run from its document to a registered model: prepare, resume, train, evaluate, register.
+
+Every process of the run executes this; what only one may do, the first does.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock
+from torch import nn
+
+from plinth_api.run import TrainRun
+from plinth_workloads.data.loader import BatchLoader, Rows, evaluation_batches
+from plinth_workloads.data.prepare import (
+    PreparedData,
+    cuts_documents,
+    plan_training_epoch,
+    plan_validation,
+    prepare_data,
+)
+from plinth_workloads.evaluate.curves import draw_loss_curve
+from plinth_workloads.evaluate.gate import GateVerdict, decide_gate
+from plinth_workloads.evaluate.metrics import measure
+from plinth_workloads.evaluate.model_card import build_model_card
+from plinth_workloads.models.fetch import fetch_model
+from plinth_workloads.models.load import load_for_training, load_model
+from plinth_workloads.objectives.causal_lm import CausalLMLoss
+from plinth_workloads.tracking import ModelVersion, Tracker, resolve_alias
+from plinth_workloads.train.checkpoint import Checkpointer, newest_checkpoint
+from plinth_workloads.train.export import export_model
+from plinth_workloads.train.loop import Metrics, Reporter, TrainLoop
+from plinth_workloads.train.optim import build_optimizers
+from plinth_workloads.train.parallel import Workers, join_workers, replicate_loss, shard_model
+from plinth_workloads.train.progress import STOP_FILE, ProgressLog
+from plinth_workloads.train.reporting import ProgressReporter, TrackingReporter, loss_history
+
+logger = logging.getLogger(__name__)
+
+_ARTIFACT = "model"
+_LEFTOVER_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class Session:
+    """What the parts of a run share."""
+
+    run: TrainRun
+    workers: Workers
+    data: PreparedData
+    model: Any
+    loss: nn.Module
+    loop: TrainLoop
+    log: ProgressLog | None
+    tracker: Tracker | None
+
+
+def run_training(run: TrainRun) -> Literal["finished", "stopped"]:
+    """Train, and register the model when the last step is done.
+
+    Returns:
+        "stopped" where somebody asked for it: the state is saved, and the same call goes on from there.
+
+    Raises:
+        UserError: With the reason for a failure that has one.
+    """
+    torch.set_num_threads(max(1, int(run.workers.cpus)))
+    with join_workers(run) as workers, _only_session(run, workers):
+        log = ProgressLog(Path(run.work_dir)) if workers.is_first else None
+        tracker = Tracker(run.tracking) if workers.is_first else None
+        status = "FAILED"
+        try:
+            if tracker and log:
+                log.write("run", runId=tracker.run_id, experimentId=tracker.experiment_id, runUrl=tracker.run_url)
+            session = open_session(run, workers, log, tracker)
+            outcome = session.loop.train()
+            if outcome == "stopped":
+                status = "RUNNING"
+                _write(log, "stopped", step=session.loop.state.step)
+            else:
+                _conclude(session)
+                status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            _close(tracker, log, status)
+        return outcome
+
+
+@contextmanager
+def _only_session(run: TrainRun, workers: Workers) -> Iterator[None]:
+    """Wait for the workers of an attempt whose runner was killed: they may still be writing a checkpoint."""
+    if not workers.is_first:
+        yield
+        return
+    folder = Path(run.work_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "workers.lock", timeout=_LEFTOVER_SECONDS):
+        yield
+
+
+def open_session(run: TrainRun, workers: Workers, log: ProgressLog | None, tracker: Tracker | None) -> Session:
+    """Everything ready for the next step: data, model, optimizers, and the newest checkpoint in them.
+
+    Args:
+        run: The run document.
+        workers: This process among the others.
+        log: Where progress goes; None in all processes but the first.
+        tracker: The MLflow run; None in all processes but the first, and where nothing is to be tracked.
+
+    Raises:
+        UserError: With the reason, before any step is trained.
+    """
+    cache = Path(run.work_dir) / "cache"
+    base = run.model.uri or run.model.tokenizer_uri
+    base_folder = fetch_model(base, tracking_uri=run.tracking.uri, cache_dir=cache) if base else None
+    _write(log, "preparing")
+    data = prepare_data(run, base_folder)
+    workers.barrier()
+    model = load_for_training(run, data.tokenizer, base_folder if run.model.uri else None)
+    shard_model(model, run, workers)
+    loss: nn.Module = CausalLMLoss(model)
+    whole = torch.compile(loss) if run.training.compile else loss
+    wrapped = replicate_loss(whole, run, workers)  # type: ignore[arg-type]
+    loop = _build_loop(run, workers, data, model, loss, wrapped, log, tracker)
+    session = Session(run, workers, data, model, loss, loop, log, tracker)
+    _resume(session)
+    if tracker is not None:
+        _log_inputs(session, tracker)
+    _write(log, "started", step=loop.state.step, totalSteps=loop.num_steps, parameters=_num_parameters(model))
+    if loop.state.step == 0 and any(rule.better_than == "base" for rule in run.evaluation.gate):
+        loop.record_evaluation("base")
+    return session
+
+
+def _build_loop(
+    run: TrainRun,
+    workers: Workers,
+    data: PreparedData,
+    model: nn.Module,
+    loss: nn.Module,
+    wrapped: nn.Module,
+    log: ProgressLog | None,
+    tracker: Tracker | None,
+) -> TrainLoop:
+    reporters: list[Reporter] = []
+    if log is not None:
+        reporters.append(ProgressReporter(log))
+    if tracker is not None:
+        reporters.append(TrackingReporter(tracker))
+    loader = BatchLoader(
+        _rows(run, data, data.store),
+        lambda epoch: plan_training_epoch(run, data, epoch),
+        global_batch_size=run.training.global_batch_size,
+        micro_batch_size=run.training.micro_batch_size,
+        rank=workers.rank,
+        world_size=workers.world_size,
+    )
+    return TrainLoop(
+        run,
+        workers=workers,
+        model=model,
+        loss=wrapped,
+        optimizers=build_optimizers(model, run.training),
+        loader=loader,
+        checkpointer=Checkpointer(Path(run.checkpoint.uri.removeprefix("file://")), run.checkpoint.keep, workers),
+        evaluate=(lambda: _measure(run, workers, data, loss)) if data.validation_store is not None else None,
+        num_steps=num_steps(run, data),
+        fingerprint=data.fingerprint,
+        reporters=reporters,
+        stop_file=Path(run.work_dir) / STOP_FILE,
+    )
+
+
+def num_steps(run: TrainRun, data: PreparedData) -> int:
+    """Optimizer steps of the whole run; epochs and tokens are rounded up to whole steps."""
+    training = run.training
+    if training.steps is not None:
+        return training.steps
+    if training.tokens is not None:
+        return math.ceil(training.tokens / (training.global_batch_size * training.sequence_length))
+    assert training.epochs is not None
+    rows, whole = 0.0, math.floor(training.epochs)
+    for epoch in range(math.ceil(training.epochs)):
+        part = 1.0 if epoch < whole else training.epochs - whole
+        rows += part * plan_training_epoch(run, data, epoch).num_rows
+    return max(1, math.ceil(rows / training.global_batch_size))
+
+
+def _rows(run: TrainRun, data: PreparedData, store: Any) -> Rows:
+    return Rows(
+        store,
+        run.training.sequence_length,
+        data.tokenizer.pad_token_id,
+        pad_to_longest=not cuts_documents(run) and not run.training.compile,
+    )
+
+
+def _measure(run: TrainRun, workers: Workers, data: PreparedData, loss: nn.Module) -> Metrics:
+    batches = evaluation_batches(
+        _rows(run, data, data.validation_store),
+        plan_validation(run, data),
+        batch_size=run.training.micro_batch_size,
+        rank=workers.rank,
+        world_size=workers.world_size,
+    )
+    measured = measure(run, loss, batches, workers)
+    return {name: measured[name] for name in run.evaluation.metrics}
+
+
+def _resume(session: Session) -> None:
+    """Go on from the newest checkpoint of this run, else from another job's where the run names one."""
+    run = session.run
+    checkpoint = newest_checkpoint(Path(run.checkpoint.uri.removeprefix("file://")))
+    if checkpoint is None and run.checkpoint.resume_from is not None:
+        checkpoint = newest_checkpoint(Path(run.checkpoint.resume_from.removeprefix("file://")))
+    if checkpoint is not None:
+        session.loop.resume(checkpoint)
+        logger.info("going on from %s", checkpoint.folder)
+
+
+def _log_inputs(session: Session, tracker: Tracker) -> None:
+    run, data = session.run, session.data
+    document = Path(run.work_dir) / "run.json"
+    tracker.log_params(
+        {
+            **_flat(
+                run.model_dump(mode="json", by_alias=True, include={"model", "lora", "data", "training", "workers"})
+            ),
+            "data.fingerprint": data.fingerprint,
+            "data.trainDocuments": len(data.train_documents),
+            "data.trainTokens": int(data.store.lengths[data.train_documents].sum()),
+            "data.validationDocuments": len(data.validation_documents),
+            "model.parameters": _num_parameters(session.model),
+            "training.numSteps": session.loop.num_steps,
+        }
+    )
+    if document.exists():
+        tracker.log_artifact(document)
+
+
+def _conclude(session: Session) -> None:
+    """Decide the gate, write the model, register it and move the alias."""
+    run = session.run
+    _write(session.log, "evaluating")
+    metrics = session.loop.state.evaluations.get(str(session.loop.num_steps), {})
+    verdict = decide_gate(run.evaluation.gate, metrics, _references(session))
+    folder = Path(run.work_dir) / _ARTIFACT
+    export_model(run, session.model, session.data.tokenizer, session.workers, folder)
+    if session.tracker is not None:
+        version = _register(session, session.tracker, folder, metrics, verdict)
+        _write(
+            session.log,
+            "model",
+            name=version.name,
+            version=version.version,
+            uri=version.uri,
+            metrics=dict(metrics),
+            gate=_gate_state(run, verdict),
+            findings=list(verdict.findings),
+            aliasMoved=bool(run.output.alias) and verdict.passed,
+        )
+    session.workers.barrier()
+
+
+def _gate_state(run: TrainRun, verdict: GateVerdict) -> str:
+    if not run.evaluation.gate:
+        return "NotConfigured"
+    return "Passed" if verdict.passed else "Failed"
+
+
+def _references(session: Session) -> dict[str, Metrics | None]:
+    """What the gate compares with, measured on the same examples."""
+    references: dict[str, Metrics | None] = {}
+    for rule in session.run.evaluation.gate:
+        if rule.better_than is None or rule.better_than in references:
+            continue
+        if rule.better_than == "base":
+            references["base"] = session.loop.state.evaluations["base"]
+        else:
+            references[rule.better_than] = _measure_registered(session, rule.better_than)
+    return references
+
+
+def _measure_registered(session: Session, reference: str) -> Metrics | None:
+    run, workers = session.run, session.workers
+    uri = reference
+    if reference == "champion":
+        champion = resolve_alias(run.tracking.uri, f"models:/{run.output.model}@{run.output.alias}")
+        if champion is None:
+            return None
+        uri = champion.uri
+    cache = Path(run.work_dir) / "cache"
+    folder = fetch_model(uri, tracking_uri=run.tracking.uri, cache_dir=cache)
+    model = load_model(folder, uri, objective=run.objective, tracking_uri=run.tracking.uri, cache_dir=cache)
+    loss = CausalLMLoss(model.to(workers.device)).eval()
+    return _measure(run, workers, session.data, loss)
+
+
+def _register(session: Session, tracker: Tracker, folder: Path, metrics: Metrics, verdict: GateVerdict) -> ModelVersion:
+    run = session.run
+    facts = {
+        "parameters": _num_parameters(session.model),
+        "tokens": session.loop.state.tokens,
+        "data fingerprint": session.data.fingerprint,
+        "MLflow run": tracker.run_id,
+    }
+    (folder / "README.md").write_text(build_model_card(run, metrics, verdict, facts))
+    tracker.log_folder(folder, _ARTIFACT)
+    training, validation = loss_history(Path(run.work_dir))
+    if training:
+        picture = Path(run.work_dir) / "loss.png"
+        draw_loss_curve(picture, run.name, training, validation)
+        tracker.log_artifact(picture)
+    tags = {
+        **run.tracking.tags,
+        "plinth.baseModel": run.model.uri or run.model.architecture or "",
+        "plinth.dataFingerprint": session.data.fingerprint,
+        "plinth.method": "lora" if run.lora else "full",
+        "plinth.gate": _gate_state(run, verdict),
+        **{f"plinth.metric.{name}": f"{value:.6g}" for name, value in metrics.items()},
+    }
+    version = tracker.register(run.output.model, _ARTIFACT, tags)
+    if run.output.alias and verdict.passed:
+        tracker.set_alias(version, run.output.alias)
+    return version
+
+
+def _close(tracker: Tracker | None, log: ProgressLog | None, status: str) -> None:
+    try:
+        if tracker is not None:
+            tracker.close(status)
+    finally:
+        if log is not None:
+            log.close()
+
+
+def _write(log: ProgressLog | None, event: str, **values: Any) -> None:
+    if log is not None:
+        log.write(event, **values)
+
+
+def _num_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`, as MLflow's parameters are."""
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = (
+                json.dumps(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+            )
+    return flat

@@ -1,0 +1,78 @@
+"""The glue to Ray Train: the only module that knows it. Starts the workers and runs the session in each of them."""
+
+import logging
+import os
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from plinth_api.run import TrainRun
+from plinth_workloads.errors import UserError
+
+_OBJECT_STORE_BYTES = 100 * 1024 * 1024
+"""Rows and weights do not travel through Ray's object store, so it can be small."""
+
+
+def train_with_ray(run: TrainRun) -> None:
+    """Train on a Ray cluster: the one this process belongs to, else one on this machine.
+
+    Raises:
+        UserError: The first that a worker raised.
+    """
+    _join_ray(run)
+    trainer = TorchTrainer(
+        _train_loop_per_worker,
+        train_loop_config={"run": run.model_dump_json(by_alias=True)},
+        torch_config=TorchConfig(backend="nccl" if run.workers.gpus else "gloo", timeout_s=3600),
+        scaling_config=ScalingConfig(
+            num_workers=run.workers.num_workers,
+            use_gpu=run.workers.gpus > 0,
+            resources_per_worker={"CPU": run.workers.cpus, **({"GPU": run.workers.gpus} if run.workers.gpus else {})},
+        ),
+        run_config=RunConfig(
+            name=run.uid, storage_path=f"{run.work_dir}/ray", failure_config=FailureConfig(max_failures=0)
+        ),
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        raise _cause(error) from error
+    except TrainingFailedError as error:
+        raise UserError("UserCodeError", f"Ray Train failed: {str(error).splitlines()[-1]}") from error
+    finally:
+        ray.shutdown()
+
+
+def _join_ray(run: TrainRun) -> None:
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if "RAY_ADDRESS" not in os.environ:
+        # More workers than cores is slow, not wrong: the same YAML runs on any laptop.
+        options |= {
+            "num_cpus": max(os.cpu_count() or 1, round(run.workers.num_workers * run.workers.cpus + 0.5)),
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+    ray.init(**options)
+
+
+def _train_loop_per_worker(config: dict[str, str]) -> None:
+    # Imported here: the driver, which only waits, would hold transformers and the rest in memory for nothing.
+    from plinth_workloads.train.session import run_training
+
+    run_training(TrainRun.model_validate_json(config["run"]))
+
+
+def _cause(error: WorkerGroupError) -> Exception:
+    """The failure to tell: a UserError of any worker before a consequence of it in the others."""
+    failures: list[BaseException] = list(error.worker_failures.values())
+    for failure in failures:
+        seen: BaseException | None = failure
+        while seen is not None:
+            if isinstance(seen, UserError):
+                return seen
+            seen = seen.__cause__
+    first = str(failures[0]).strip().splitlines() if failures else [str(error)]
+    return UserError("UserCodeError", f"a worker failed: {first[-1] if first else type(failures[0]).__name__}")
