@@ -26,6 +26,7 @@ OK, FAILED, BAD_INPUT = 0, 1, 2
 
 def main() -> int:
     """Run the command; the process's exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     arguments = _parser().parse_args()
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     try:
@@ -123,7 +124,6 @@ def _serve_all(services: list[ModelService], home: Home, arguments: argparse.Nam
     """Start every service on a port of its own and wait for Ctrl-C or the end of one."""
     processes: list[subprocess.Popen[bytes]] = []
     interrupted = False
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for index, service in enumerate(services):
             document = serve_document(service, home)

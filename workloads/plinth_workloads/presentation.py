@@ -52,7 +52,7 @@ class JobProgress:
                 self._describe("training", total=self._total, completed=event["step"])
                 if event["step"]:
                     self._console.print(f"{self._name}: going on from step {event['step']}", markup=False)
-            case "step":
+            case "step" if self._total:
                 self._step(event)
             case "evaluation":
                 measured = ", ".join(f"{name} {value:.4g}" for name, value in event["metrics"].items())

@@ -302,4 +302,4 @@ def test_hash_changes_with_kind_name_and_spec():
 
 def test_settings_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        CLUSTER.uid = "other"  # type: ignore[misc]
+        CLUSTER.uid = "other"

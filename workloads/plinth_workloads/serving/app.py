@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from ray import serve
-from ray.serve.schema import ReplicaState
 from starlette.types import Receive, Scope, Send
 
 from plinth_api.run import ServeRun
@@ -102,7 +101,8 @@ def _others_are_running() -> bool:
     context = serve.get_replica_context()
     application = serve.status().applications.get(context.app_name)
     deployment = application.deployments.get(context.deployment) if application else None
-    return bool(deployment and deployment.replica_states.get(ReplicaState.RUNNING))
+    # The keys are members of a str enum that Ray does not export.
+    return deployment is not None and cast(dict[str, int], deployment.replica_states).get("RUNNING", 0) > 0
 
 
 def _make_engine(run: ServeRun, uri: str) -> Engine:

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from plinth_api.run import TrainRun
@@ -39,24 +40,34 @@ def main() -> int:
     stop_file.parent.mkdir(parents=True, exist_ok=True)
     if os.environ.get("RANK", "0") == "0":
         stop_file.unlink(missing_ok=True)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop_file.touch())
     try:
-        _train(run, arguments.launcher)
+        _train(run, arguments.launcher, stop_file)
     except Exception as error:
         return _report_failure(run, error)
     return 0
 
 
-def _train(run: TrainRun, launcher: str) -> None:
+def _train(run: TrainRun, launcher: str, stop_file: Path) -> None:
     if launcher == "ray":
-        from plinth_workloads.train.worker import train_with_ray
+        from plinth_workloads.train.worker import join_ray, train_with_ray
 
-        train_with_ray(run)
+        join_ray(run)
+        # After joining: Ray's own handler of SIGTERM would end this process at once.
+        _stop_on_signals(stop_file)
+        # In a thread, where Ray Train leaves SIGINT alone.
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            pool.submit(train_with_ray, run).result()
     else:
         from plinth_workloads.train.session import run_training
 
+        _stop_on_signals(stop_file)
         run_training(run)
+
+
+def _stop_on_signals(stop_file: Path) -> None:
+    """Let SIGTERM and SIGINT ask the workers to save and stop."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: stop_file.touch())
 
 
 def _report_failure(run: TrainRun, error: Exception) -> int:

@@ -13,11 +13,15 @@ STOP_FILE = "stop"
 
 
 class ProgressLog:
-    """Appends events; a crash leaves at most one incomplete line, which readers pass over."""
+    """Appends events; a crash leaves at most one incomplete line, which the next log ends and readers pass over."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / PROGRESS_FILE).open("a", buffering=1)
+        path = folder / PROGRESS_FILE
+        cut_off = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
+        self._file = path.open("a", buffering=1)
+        if cut_off:
+            self._file.write("\n")
 
     def write(self, event: str, **values: Any) -> None:
         """Append one event."""

@@ -17,12 +17,11 @@ _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 
 
 def train_with_ray(run: TrainRun) -> None:
-    """Train on a Ray cluster: the one this process belongs to, else one on this machine.
+    """Train on the Ray cluster that `join_ray` has joined, and leave it.
 
     Raises:
         UserError: The first that a worker raised.
     """
-    _join_ray(run)
     trainer = TorchTrainer(
         _train_loop_per_worker,
         train_loop_config={"run": run.model_dump_json(by_alias=True)},
@@ -46,7 +45,8 @@ def train_with_ray(run: TrainRun) -> None:
         ray.shutdown()
 
 
-def _join_ray(run: TrainRun) -> None:
+def join_ray(run: TrainRun) -> None:
+    """Join the Ray cluster of $RAY_ADDRESS, else start one on this machine that holds the run's workers."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if "RAY_ADDRESS" not in os.environ:
         # More workers than cores is slow, not wrong: the same YAML runs on any laptop.

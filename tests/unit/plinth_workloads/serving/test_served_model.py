@@ -26,7 +26,12 @@ def make_served(engines, **options):
 
 async def test_nothing_is_healthy_before_the_model_is_loaded():
     may_load = threading.Event()
-    served = ServedModel(lambda uri: may_load.wait() and FakeEngine())
+
+    def make_engine(uri):
+        may_load.wait()
+        return FakeEngine()
+
+    served = ServedModel(make_engine)
     served.set_target("m/1")
 
     with pytest.raises(ModelNotReady, match="m/1 is being loaded") as raised:
@@ -99,7 +104,14 @@ async def test_a_swap_lets_requests_finish_on_the_old_version():
 async def test_going_back_to_the_version_in_service_loads_nothing():
     first = FakeEngine()
     may_load = threading.Event()
-    served = ServedModel(lambda uri: first if uri == "m/1" else may_load.wait() and FakeEngine())
+
+    def make_engine(uri):
+        if uri == "m/1":
+            return first
+        may_load.wait()
+        return FakeEngine()
+
+    served = ServedModel(make_engine)
     served.set_target("m/1")
     await served.wait_loaded()
     served.set_target("m/2")

@@ -214,7 +214,12 @@ async def test_a_full_engine_that_makes_tokens_is_healthy():
 
 async def test_an_engine_that_hangs_is_not_healthy(monkeypatch):
     async with running_engine(health_timeout_seconds=0.2) as engine:
-        monkeypatch.setattr(engine, "_take_waiting", lambda: time.sleep(0.5) or [])
+
+        def hang():
+            time.sleep(0.5)
+            return []
+
+        monkeypatch.setattr(engine, "_take_waiting", hang)
         with pytest.raises(GenerationFailed, match="no token within"):
             await engine.check_health()
 

@@ -22,10 +22,7 @@ def test_an_empty_data_set_is_refused(tmp_path):
 
 def test_an_unknown_architecture_is_refused_with_the_near_ones(tmp_path):
     message = refused(make_train_run(tmp_path, model={"architecture": "lama"}))
-    assert (
-        message == "InvalidSpec: spec.model.architecture: transformers knows no lama; did you mean llama or gemma?"
-        or (message.startswith("InvalidSpec: spec.model.architecture: transformers knows no lama; did you mean llama"))
-    )
+    assert message.startswith("InvalidSpec: spec.model.architecture: transformers knows no lama; did you mean llama")
 
 
 def test_an_unknown_setting_is_refused_with_the_near_ones(tmp_path):
@@ -42,7 +39,9 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path):
 
 def test_rows_longer_than_the_positions_are_refused(tmp_path):
     run = make_train_run(tmp_path, model={"architecture": "gpt2", "config": None}, training={"sequenceLength": 4096})
-    assert "spec.training.sequenceLength" in refused(run) or open_alone(run)
+    assert refused(run) == (
+        "InvalidSpec: spec.training.sequenceLength: 4096 tokens do not fit the model's 1024 positions; lower it"
+    )
 
 
 def test_a_model_that_does_not_exist_is_refused(tmp_path):
