@@ -19,19 +19,15 @@ demo: $(STAMP) ## Pretrain, fine-tune, evaluate, register, serve and ask: all on
 
 ##@ Tests
 .PHONY: test
-test: lint test-unit test-integration test-demo ## Everything that CI runs
+test: lint test-unit test-integration ## Everything that CI runs
 
 .PHONY: test-unit
 test-unit: $(STAMP) ## The inner loop, under a minute
 	$(BIN)/pytest -q tests/unit
 
 .PHONY: test-integration
-test-integration: $(STAMP) ## Real Ray, torchrun, MLflow and servers
+test-integration: $(STAMP) ## Real Ray, torchrun, MLflow and servers; the main job in a short form
 	$(BIN)/pytest -q tests/integration
-
-.PHONY: test-demo
-test-demo: $(STAMP) ## The demo from the three YAML files, in a folder of its own
-	$(BIN)/python examples/demo/demo.py --home "$$(mktemp -d)/plinth" --port 18231
 
 .PHONY: lint
 lint: $(STAMP) ## Format, lint, types, layers, and generated files up to date

@@ -18,6 +18,7 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 REPOSITORY = Path(__file__).resolve().parents[1]
 NO_GPU = "no GPU was measured"
+_LOAD_AT_START = os.getloadavg()[0]
 _PACKAGES = ("torch", "transformers", "numpy", "pydantic", "safetensors")
 
 
@@ -70,12 +71,15 @@ def spread(values: Sequence[float], digits: int = 6) -> dict[str, float]:
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
-    load = os.getloadavg()[0]
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    contended = max(load, _LOAD_AT_START) > cores + 0.5
     return {
         "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
+        "cores": cores,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "load_average_at_start": round(_LOAD_AT_START, 2),
         "load_average_at_end": round(load, 2),
+        "contended": "others used this machine: absolute speeds are too low" if contended else "no",
         "torch_threads": torch.get_num_threads(),
         "system": platform.platform(),
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else NO_GPU,

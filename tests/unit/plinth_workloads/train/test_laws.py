@@ -152,3 +152,27 @@ def test_training_learns(tmp_path):
     session.loop.train()
     assert losses.by_step[40] < 0.7 * losses.by_step[1]
     assert losses.evaluations[40]["loss"] < losses.evaluations[4]["loss"]
+
+
+def test_pretraining_goes_on_from_a_models_weights(tmp_path, base_model):
+    scratch, from_random = open_alone(make_train_run(tmp_path / "scratch", training={"steps": 1}))
+    scratch.loop.train()
+    model = {"architecture": None, "config": None, "tokenizer": None, "uri": f"file://{base_model}"}
+    session, losses = open_alone(make_train_run(tmp_path / "continued", model=model, training={"steps": 20}))
+    start = weights_of(session)
+    trained = load_model(base_model, "base", objective="causalLM", tracking_uri="", cache_dir=tmp_path).state_dict()
+    assert all(torch.equal(start[name], value) for name, value in trained.items())
+    session.loop.train()
+    assert losses.by_step[20] < losses.by_step[1]
+    assert losses.by_step[1] != from_random.by_step[1]
+
+
+def test_bf16_trains_fp32_weights_nearly_alike(tmp_path):
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        session, seen = open_alone(make_train_run(tmp_path / precision, training={"precision": precision}))
+        session.loop.train()
+        losses[precision] = seen.by_step
+        assert {value.dtype for value in session.model.parameters()} == {torch.float32}
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.02)
