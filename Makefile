@@ -11,6 +11,7 @@ PYTHON ?= python3
 export PYTHONDONTWRITEBYTECODE :=
 export UV_SYSTEM_CERTS ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
+export MLFLOW_DISABLE_TELEMETRY := true
 
 ##@ The main job
 .PHONY: demo
@@ -23,7 +24,7 @@ test: lint test-unit test-integration ## Everything that CI runs
 
 .PHONY: test-unit
 test-unit: $(STAMP) ## The inner loop, under a minute
-	$(BIN)/pytest -q tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto tests/unit
 
 .PHONY: test-integration
 test-integration: $(STAMP) ## Real Ray, torchrun, MLflow and servers; the main job in a short form

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from urllib.parse import urlsplit
 
 _REGISTRY = re.compile(r"^models:/(?P<name>[^/@\s]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@\s]+))$")
 
@@ -21,6 +22,11 @@ def mounted(uri: str, volume_root: str) -> str:
     if scheme_of(uri) != "pvc":
         return uri
     return f"file://{volume_root.rstrip('/')}/{uri.removeprefix('pvc://')}"
+
+
+def holds_password(uri: str) -> bool:
+    """Whether `uri` has the form scheme://user:password@host: it would end up in logs and run records."""
+    return urlsplit(uri).password is not None
 
 
 def is_registry_uri(uri: str) -> bool:

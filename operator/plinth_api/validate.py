@@ -9,7 +9,7 @@ from plinth_api.fine_tune_job import FineTuneJob
 from plinth_api.model_service import ModelService
 from plinth_api.parse import Job
 from plinth_api.pretrain_job import PretrainJob
-from plinth_api.uris import is_registry_uri, scheme_of
+from plinth_api.uris import holds_password, is_registry_uri, scheme_of
 
 COMPUTED_METRICS = frozenset({"loss", "perplexity"})
 """Metrics that the objectives of today compute on the validation examples."""
@@ -156,6 +156,8 @@ def _scheme_problems(path: str, uri: str, supported: Iterable[str]) -> Iterator[
         yield Problem(path, f"{uri} must name a claim and a path in it: pvc://claim/path")
     elif scheme_of(uri) in ("pvc", "file") and ".." in uri.split("/"):
         yield Problem(path, f"{uri} must not hold '..'")
+    elif holds_password(uri):
+        yield Problem(path, "must not hold a password; put the credentials into a Secret and name it in secretRef")
 
 
 def _pretrain_problems(job: PretrainJob) -> Iterator[Problem]:

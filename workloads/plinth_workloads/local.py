@@ -26,6 +26,7 @@ from plinth_api.resolve import (
     resolve_train_run,
     spec_hash,
 )
+from plinth_api.uris import holds_password
 from plinth_workloads.errors import UserError
 from plinth_workloads.train.progress import read_progress
 
@@ -41,8 +42,19 @@ class Home:
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's address: $MLFLOW_TRACKING_URI, else a database in this folder."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.path}/mlflow.db"
+        """MLflow's address: $MLFLOW_TRACKING_URI, else a database in this folder.
+
+        Raises:
+            UserError: InvalidSpec for an address with a password in it, which run records would keep.
+        """
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.path}/mlflow.db"
+        if holds_password(uri):
+            raise UserError(
+                "InvalidSpec",
+                "MLFLOW_TRACKING_URI must not hold a password; set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD",
+            )
+        return uri
 
     def settings(self, resource: Resource, *, again: bool = False) -> ResolveSettings:
         """What this place decides for a resource; its identity is kind, name and spec.
@@ -201,6 +213,7 @@ def _environment() -> Mapping[str, str]:
         "RAY_DEDUP_LOGS": "0",
         "TOKENIZERS_PARALLELISM": "true",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
     }
     return {**quiet, **os.environ}
 

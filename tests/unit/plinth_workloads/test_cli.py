@@ -77,6 +77,15 @@ def test_the_crds_are_written(monkeypatch, capsys, tmp_path):
     assert kinds == {"PretrainJob", "FineTuneJob", "ModelService"}
 
 
+def test_a_password_in_the_address_of_mlflow_is_refused(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter2@mlflow.example.com")
+    file = write_yaml(tmp_path / "a.yaml", pretrain_document())
+    code, output = run_cli(monkeypatch, capsys, "run", file, "--home", tmp_path)
+    assert code == 2
+    assert "MLFLOW_TRACKING_URI must not hold a password" in output
+    assert "hunter2" not in output
+
+
 def test_an_unknown_command_is_bad_input(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stop:
         run_cli(monkeypatch, capsys, "trian")

@@ -25,11 +25,13 @@ class Batch:
         input_ids_BT: Token ids.
         position_ids_BT: Positions, starting at 0 in every document; where they restart, attention stops.
         labels_BT: The token that follows, IGNORED at a document's end and where nothing is to be learned.
+        num_tokens: Tokens of documents, padding not counted.
     """
 
     input_ids_BT: Tensor
     position_ids_BT: Tensor
     labels_BT: Tensor
+    num_tokens: int
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
@@ -37,6 +39,7 @@ class Batch:
             self.input_ids_BT.to(device, non_blocking=True),
             self.position_ids_BT.to(device, non_blocking=True),
             self.labels_BT.to(device, non_blocking=True),
+            self.num_tokens,
         )
 
 
@@ -74,7 +77,7 @@ class Rows:
         for index, row in enumerate(rows):
             filled = self._fill(row, ids[index], positions[index], labels[index])
             positions[index, filled:] = np.arange(width - filled)
-        return Batch(torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(labels))
+        return Batch(torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(labels), sum(used))
 
     def _fill(self, row: list[Segment], ids_T: np.ndarray, positions_T: np.ndarray, labels_T: np.ndarray) -> int:
         at = 0

@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, V vocabulary.
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,3 +31,31 @@ class CausalLMLoss(nn.Module):
         return F.cross_entropy(
             logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum"
         )
+
+
+@torch.no_grad()
+def documents_stay_apart(model: Any) -> bool:
+    """Whether the model's attention stops where position ids restart; some architectures ignore them.
+
+    Args:
+        model: A causal language model on any device; it is left in the mode that it was in.
+
+    Returns:
+        False also for a model that takes no position ids.
+    """
+    device = next(model.parameters()).device
+    positions_BT = torch.arange(4, device=device).repeat(2)[None]
+    ids_BT = torch.arange(1, 9, device=device)[None]
+    others_BT = torch.cat([ids_BT[:, :4] + 8, ids_BT[:, 4:]], dim=1)
+    was_training = model.training
+    model.eval()
+    try:
+        first, second = (
+            model(input_ids=ids, position_ids=positions_BT, attention_mask=None, use_cache=False).logits[:, 4:]
+            for ids in (ids_BT, others_BT)
+        )
+    except TypeError:
+        return False
+    finally:
+        model.train(was_training)
+    return torch.allclose(first, second, rtol=1e-4, atol=1e-5)

@@ -205,7 +205,7 @@ class TrainLoop:
     def _agree(self, batches: Sequence[Batch]) -> list[float]:
         """Targets and tokens of the global batch, and how many processes were asked to stop."""
         targets = sum(int((batch.labels_BT != IGNORED).sum()) for batch in batches)
-        tokens = sum(batch.input_ids_BT.numel() for batch in batches)
+        tokens = sum(batch.num_tokens for batch in batches)
         stop = self._stop_file is not None and self._stop_file.exists()
         return self._workers.sum(targets, tokens, stop)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from plinth_workloads.tracking import Tracker
 from plinth_workloads.train.checkpoint import Checkpoint
-from plinth_workloads.train.progress import ProgressLog
+from plinth_workloads.train.progress import ProgressLog, read_progress
 
 Metrics = Mapping[str, float]
 
@@ -57,13 +57,11 @@ class TrackingReporter:
 
 def loss_history(folder: Path) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
     """Training and validation loss by step, over all attempts; a step done twice counts as done last."""
-    from plinth_workloads.train.progress import read_progress
-
     training: dict[int, float] = {}
     validation: dict[int, float] = {}
     for event, _ in read_progress(folder):
         if event["event"] == "step" and event["loss"] is not None:
             training[event["step"]] = event["loss"]
-        elif event["event"] == "evaluation":
+        elif event["event"] == "evaluation" and "loss" in event["metrics"]:
             validation[event["step"]] = event["metrics"]["loss"]
     return sorted(training.items()), sorted(validation.items())

@@ -25,13 +25,14 @@ from plinth_workloads.data.prepare import (
     plan_validation,
     prepare_data,
 )
+from plinth_workloads.errors import UserError
 from plinth_workloads.evaluate.curves import draw_loss_curve
 from plinth_workloads.evaluate.gate import GateVerdict, decide_gate
 from plinth_workloads.evaluate.metrics import measure
 from plinth_workloads.evaluate.model_card import build_model_card
 from plinth_workloads.models.fetch import fetch_model
 from plinth_workloads.models.load import load_for_training, load_model
-from plinth_workloads.objectives.causal_lm import CausalLMLoss
+from plinth_workloads.objectives.causal_lm import CausalLMLoss, documents_stay_apart
 from plinth_workloads.tracking import ModelVersion, Tracker, resolve_alias
 from plinth_workloads.train.checkpoint import Checkpointer, newest_checkpoint
 from plinth_workloads.train.export import export_model
@@ -125,6 +126,12 @@ def open_session(run: TrainRun, workers: Workers, log: ProgressLog | None, track
     data = prepare_data(run, base_folder)
     workers.barrier()
     model = load_for_training(run, data.tokenizer, base_folder if run.model.uri else None)
+    if run.training.packing and not documents_stay_apart(model):
+        raise UserError(
+            "InvalidSpec",
+            f"spec.training.packing: {model.config.model_type} lets documents of one row see each other; "
+            "set it to false",
+        )
     shard_model(model, run, workers)
     loss: nn.Module = CausalLMLoss(model)
     whole = torch.compile(loss) if run.training.compile else loss

@@ -31,5 +31,6 @@ def test_a_step_done_twice_counts_as_done_last(tmp_path):
     metrics = {"train/lr": 0.1, "train/tokens_per_sec": 5.0, "train/tokens": 10.0}
     for step, loss in ((1, 3.0), (2, 2.5), (2, 2.4)):
         reporter.on_step(step, {**metrics, "train/loss": loss})
+    reporter.on_evaluation(1, {"perplexity": 3.0})
     reporter.on_evaluation(2, {"loss": 2.6})
     assert loss_history(tmp_path) == ([(1, 3.0), (2, 2.4)], [(2, 2.6)])

@@ -44,6 +44,43 @@ def test_rows_longer_than_the_positions_are_refused(tmp_path):
     )
 
 
+OPT = {
+    "architecture": "opt",
+    "config": {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "ffn_dim": 64,
+        "word_embed_proj_dim": 32,
+        "intermediate_size": None,
+    },
+}
+
+
+def test_an_architecture_whose_documents_see_each_other_is_refused(tmp_path):
+    assert refused(make_train_run(tmp_path, model=OPT)) == (
+        "InvalidSpec: spec.training.packing: opt lets documents of one row see each other; set it to false"
+    )
+
+
+def test_such_an_architecture_trains_without_packing(tmp_path):
+    session, losses = open_alone(make_train_run(tmp_path, model=OPT, training={"packing": False, "steps": 20}))
+    session.loop.train()
+    assert losses.by_step[20] < losses.by_step[1]
+
+
+def test_padding_does_not_count_as_tokens(tmp_path):
+    session, _ = open_alone(make_train_run(tmp_path, training={"packing": False}))
+    assert session.loop.train_step() is False
+    assert 0 < session.loop.state.tokens < 8 * 64
+
+
+def test_a_metric_may_be_left_out(tmp_path):
+    session, losses = open_alone(make_train_run(tmp_path, evaluation={"metrics": ["perplexity"]}))
+    session.loop.train()
+    assert set(losses.evaluations[10]) == {"perplexity"}
+
+
 def test_a_model_that_does_not_exist_is_refused(tmp_path):
     run = make_train_run(
         tmp_path, model={"architecture": None, "config": None, "tokenizer": None, "uri": "file:///nowhere"}
