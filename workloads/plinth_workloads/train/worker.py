@@ -51,6 +51,7 @@ def join_ray(run: TrainRun) -> None:
     if "RAY_ADDRESS" not in os.environ:
         # More workers than cores is slow, not wrong: the same YAML runs on any laptop.
         options |= {
+            "address": "local",
             "num_cpus": max(os.cpu_count() or 1, round(run.workers.num_workers * run.workers.cpus + 0.5)),
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
