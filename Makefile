@@ -28,7 +28,7 @@ test-unit: $(STAMP) ## The inner loop, under a minute
 
 .PHONY: test-integration
 test-integration: $(STAMP) ## Real Ray, torchrun, MLflow and servers; the main job in a short form
-	$(BIN)/pytest -q -n 2 --dist loadfile --durations=10 tests/integration
+	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 tests/integration
 
 .PHONY: lint
 lint: $(STAMP) ## Format, lint, types, layers, and generated files up to date
