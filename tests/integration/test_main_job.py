@@ -33,11 +33,11 @@ def shortened(folder):
     for name in ("pretrain.yaml", "finetune.yaml", "service.yaml"):
         document = yaml.safe_load((DEMO / name).read_text())
         if name == "pretrain.yaml":
-            document["spec"]["training"].update(steps=40, schedule={"warmupSteps": 5})
+            document["spec"]["training"].update(steps=60, schedule={"warmupSteps": 5})
             document["spec"]["evaluation"]["gate"] = [{"metric": "perplexity", "max": 900}]
-            document["spec"]["evaluation"]["everySteps"] = 40
+            document["spec"]["evaluation"]["everySteps"] = 60
         if name == "finetune.yaml":
-            document["spec"]["training"].update(steps=20, schedule={"warmupSteps": 5})
+            document["spec"]["training"].update(steps=30, schedule={"warmupSteps": 5})
         files.append(folder / name)
         files[-1].write_text(yaml.safe_dump(document))
     return files
