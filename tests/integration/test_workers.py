@@ -22,15 +22,16 @@ def alone(tmp_path_factory):
     return train(make_train_run(folder), folder)
 
 
-@pytest.mark.parametrize(
-    "compute",
-    [
-        pytest.param({"workers": 2}, id="two copies that accumulate"),
-        pytest.param({"workers": 2, "parallelism": {"shard": 2}}, id="two shards that accumulate"),
-    ],
-)
-def test_two_workers_train_as_one_does(tmp_path, alone, compute):
-    run = make_train_run(tmp_path, compute=compute, training={"microBatchSize": 2}, checkpoint={"everySteps": 4})
+ACCUMULATING = {"training": {"microBatchSize": 2}, "checkpoint": {"everySteps": 4}}
+
+
+def test_two_copies_that_accumulate_train_as_one_process_does(tmp_path, alone):
+    run = make_train_run(tmp_path, compute={"workers": 2}, **ACCUMULATING)
+    assert_as_alone(run, train(run, tmp_path, processes=2), alone)
+
+
+def test_two_shards_that_accumulate_train_as_one_process_does_also_resumed(tmp_path, alone):
+    run = make_train_run(tmp_path, compute={"workers": 2, "parallelism": {"shard": 2}}, **ACCUMULATING)
     assert_as_alone(run, train(run, tmp_path, processes=2), alone)
     checkpoints = Path(run.checkpoint.uri.removeprefix("file://"))
     last = newest_checkpoint(checkpoints)
