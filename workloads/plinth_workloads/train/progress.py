@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,8 @@ class ProgressLog:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / PROGRESS_FILE
-        cut_off = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
         self._file = path.open("a", buffering=1)
-        if cut_off:
+        if self._file.tell() and _last_byte(path) != b"\n":
             self._file.write("\n")
 
     def write(self, event: str, **values: Any) -> None:
@@ -34,6 +34,12 @@ class ProgressLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read()
 
 
 def read_progress(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
