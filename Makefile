@@ -26,15 +26,28 @@ test: lint test-unit test-integration ## Everything that CI runs
 test-unit: $(STAMP) ## The inner loop, under a minute
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto tests/unit
 
+# Files are handed out in the order of their names, so those that take long have early ones.
 .PHONY: test-integration
-test-integration: $(STAMP) ## Real Ray, torchrun, MLflow and servers; the main job in a short form
+test-integration: $(STAMP) cluster-binaries ## Real Ray, torchrun, MLflow, Kubernetes API and KubeRay; the main job in a short form
 	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 tests/integration
+
+.PHONY: cluster-binaries
+cluster-binaries: $(STAMP) ## Build the test cluster's programs where they are missing: ten minutes the first time
+	PYTHONPATH=tests $(BIN)/python -m cluster.build
+
+.PHONY: cluster
+cluster: $(STAMP) cluster-binaries ## A control plane with KubeRay, MLflow and the operator, until Ctrl-C
+	PYTHONPATH=operator:tests $(BIN)/python -m cluster
+
+.PHONY: golden
+golden: $(STAMP) ## Write tests/golden/ anew; review the difference like code
+	PYTHONPATH=tests $(BIN)/python -m golden --refresh
 
 .PHONY: lint
 lint: $(STAMP) ## Format, lint, types, layers, and generated files up to date
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy operator/plinth_api workloads/plinth_workloads examples/demo benchmarks tests
+	$(BIN)/mypy operator/plinth_api operator/plinth_operator workloads/plinth_workloads examples/demo benchmarks tests
 	$(BIN)/lint-imports
 	$(MAKE) --no-print-directory verify
 
@@ -51,10 +64,10 @@ $(STAMP): pyproject.toml constraints.txt
 	uv="$$(command -v uv || true)"; \
 	if [ -z "$$uv" ]; then $(BIN)/pip install --quiet uv && uv=$(BIN)/uv || true; fi; \
 	if [ -n "$$uv" ]; then \
-	  VIRTUAL_ENV=$(VENV) "$$uv" pip install --quiet -c constraints.txt -e '.[workloads]' --group test --group lint; \
+	  VIRTUAL_ENV=$(VENV) "$$uv" pip install --quiet -c constraints.txt -e '.[operator,workloads]' --group test --group lint; \
 	else \
 	  $(BIN)/pip install --quiet --upgrade 'pip>=25.1' && \
-	  $(BIN)/pip install --quiet -c constraints.txt -e '.[workloads]' --group test --group lint; \
+	  $(BIN)/pip install --quiet -c constraints.txt -e '.[operator,workloads]' --group test --group lint; \
 	fi
 	touch $@
 

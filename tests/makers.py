@@ -1,7 +1,7 @@
 """API objects for tests: small documents that are valid as they are, with changes merged into their spec."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from plinth_api.fine_tune_job import FineTuneJob
@@ -35,22 +35,28 @@ _FINE_TUNE_SPEC: Document = {
 _SERVICE_SPEC: Document = {"model": {"uri": "models:/tiny-chat@champion"}}
 
 
-def pretrain_document(*, name: str = "tiny", namespace: str | None = None, **spec: Any) -> Document:
+def pretrain_document(
+    *, name: str = "tiny", namespace: str | None = None, uid: str | None = None, **spec: Any
+) -> Document:
     """A PretrainJob as a YAML file has it; `spec` is merged in, where None removes a field."""
-    return _document("PretrainJob", name, namespace, _PRETRAIN_SPEC, spec)
+    return _document("PretrainJob", {"name": name, "namespace": namespace, "uid": uid}, _PRETRAIN_SPEC, spec)
 
 
-def fine_tune_document(*, name: str = "tiny-chat", namespace: str | None = None, **spec: Any) -> Document:
+def fine_tune_document(
+    *, name: str = "tiny-chat", namespace: str | None = None, uid: str | None = None, **spec: Any
+) -> Document:
     """A FineTuneJob as a YAML file has it; `spec` is merged in, where None removes a field."""
-    return _document("FineTuneJob", name, namespace, _FINE_TUNE_SPEC, spec)
+    return _document("FineTuneJob", {"name": name, "namespace": namespace, "uid": uid}, _FINE_TUNE_SPEC, spec)
 
 
-def service_document(*, name: str = "tiny", namespace: str | None = None, **spec: Any) -> Document:
+def service_document(
+    *, name: str = "tiny", namespace: str | None = None, uid: str | None = None, **spec: Any
+) -> Document:
     """A ModelService as a YAML file has it; `spec` is merged in, where None removes a field."""
-    return _document("ModelService", name, namespace, _SERVICE_SPEC, spec)
+    return _document("ModelService", {"name": name, "namespace": namespace, "uid": uid}, _SERVICE_SPEC, spec)
 
 
-DOCUMENT_MAKERS = {
+DOCUMENT_MAKERS: dict[str, Callable[..., Document]] = {
     "PretrainJob": pretrain_document,
     "FineTuneJob": fine_tune_document,
     "ModelService": service_document,
@@ -103,6 +109,6 @@ def merged(base: Document, changes: Mapping[str, Any]) -> Document:
     return result
 
 
-def _document(kind: str, name: str, namespace: str | None, base: Document, spec: Mapping[str, Any]) -> Document:
-    metadata = {"name": name} if namespace is None else {"name": name, "namespace": namespace}
-    return {"apiVersion": "plinth.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": merged(base, spec)}
+def _document(kind: str, metadata: Mapping[str, str | None], base: Document, spec: Mapping[str, Any]) -> Document:
+    given = {key: text for key, text in metadata.items() if text is not None}
+    return {"apiVersion": "plinth.dev/v1alpha1", "kind": kind, "metadata": given, "spec": merged(base, spec)}

@@ -30,8 +30,10 @@ from plinth_api.run import (
     RunWorkers,
     ServeModel,
     ServeRun,
+    ServeScaling,
     TrainRun,
 )
+from plinth_api.run_tags import KIND, UID
 from plinth_api.support import unsupported_problems
 from plinth_api.uris import is_registry_uri, mounted, pinned, registry_uri, scheme_of
 from plinth_api.validate import job_problems, service_problems
@@ -118,7 +120,7 @@ def resolve_train_run(job: Job, settings: ResolveSettings, versions: Mapping[str
             experiment=job.spec.tracking.experiment or job.spec.output.model,
             run_name=job.metadata.name,
             run_id=settings.run_id,
-            tags={**settings.tags, "plinth.uid": settings.uid, "plinth.kind": job.kind},
+            tags={**settings.tags, UID: settings.uid, KIND: job.kind},
         ),
         work_dir=settings.work_dir,
     )
@@ -140,9 +142,11 @@ def resolve_serve_run(service: ModelService, settings: ResolveSettings, versions
         tracking_uri=settings.tracking_uri,
         gpus=spec.compute.per_replica.gpus,
         cpus=parse_quantity(spec.compute.per_replica.cpus),
-        min_replicas=spec.scaling.min_replicas,
-        max_replicas=spec.scaling.max_replicas,
-        target_ongoing_requests=spec.scaling.target_ongoing_requests,
+        scaling=ServeScaling(
+            min_replicas=spec.scaling.min_replicas,
+            max_replicas=spec.scaling.max_replicas,
+            target_ongoing_requests=spec.scaling.target_ongoing_requests,
+        ),
         work_dir=settings.work_dir,
     )
 

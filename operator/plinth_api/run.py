@@ -147,17 +147,27 @@ class ServeModel(ApiModel):
     uri: str = Field(description="uri with the alias replaced by a version.")
 
 
+class ServeScaling(ApiModel):
+    """How many replicas there are: like the model, a part of a service that changes in place (Serve's config)."""
+
+    min_replicas: int = 1
+    max_replicas: int = 1
+    target_ongoing_requests: int = 16
+
+
 class ServeRun(ApiModel):
-    """Everything that a serving workload needs."""
+    """Everything that a serving workload needs.
+
+    `model` and `scaling` have defaults because the arguments of a Serve application go without them: a change of
+    arguments restarts replicas, a change of the deployment's options, where the values are then, does not.
+    """
 
     version: Literal[1] = 1
     name: str = Field(description="name under which the model is served.")
     engine: Literal["torch"]
-    model: ServeModel
+    model: ServeModel = ServeModel(uri="")
     tracking_uri: str
     gpus: int
     cpus: float
-    min_replicas: int
-    max_replicas: int
-    target_ongoing_requests: int
+    scaling: ServeScaling = ServeScaling()
     work_dir: str

@@ -47,9 +47,7 @@ def write_serve_json(folder: Path, model_folder: Path) -> Path:
         "trackingUri": f"sqlite:///{folder}/mlflow.db",
         "gpus": 0,
         "cpus": 1.0,
-        "minReplicas": 1,
-        "maxReplicas": 1,
-        "targetOngoingRequests": 16,
+        "scaling": {"minReplicas": 1, "maxReplicas": 1, "targetOngoingRequests": 16},
         "workDir": str(folder / "work"),
     }
     path.write_text(json.dumps(run))

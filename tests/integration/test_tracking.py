@@ -1,14 +1,18 @@
 """Tracking against a real MLflow server that goes away and comes back."""
 
 import time
+from pathlib import Path
 
+import httpx
 import pytest
 from mlflow import MlflowClient
 
 from plinth_api.run import RunTracking
 from plinth_workloads.errors import UserError
 from plinth_workloads.tracking import Tracker, download, resolve_alias
+from plinth_workloads.train.session import run_training
 from servers import MlflowServer, free_port
+from training import make_train_run
 
 pytestmark = pytest.mark.integration
 
@@ -94,6 +98,62 @@ def test_a_version_is_registered_once_and_found_by_its_alias(server, tmp_path):
     tracker.close("FINISHED")
     assert MlflowClient(server.uri).get_model_version("tiny", version.version).tags["plinth.uid"] == "registry"
     assert (download(server.uri, version.uri, tmp_path / "copy") / "config.json").read_text() == "{}"
+
+
+GATED = {
+    "evaluation": {"gate": [{"metric": "perplexity", "max": 1.001}]},
+    "output": {"model": "gated", "alias": "champion"},
+}
+
+
+def test_a_run_tells_how_it_stands(server, tmp_path):
+    """What the operator reads: one answer of runs/search, after each of three attempts."""
+    missing = {"data": {"train": [{"uri": f"file://{tmp_path}/missing.jsonl"}]}}
+    with pytest.raises(UserError):
+        run_training(make_train_run(tmp_path, tracking_uri=server.uri, **GATED, **missing))
+    failed = standing(server)
+    assert (failed["status"], failed["plinth.phase"]) == ("FAILED", "failed")
+    assert failed["plinth.failureReason"] == "DatasetNotFound"
+    assert f"file://{tmp_path}/missing.jsonl matches no file" in failed["plinth.failureMessage"]
+
+    run = make_train_run(tmp_path, tracking_uri=server.uri, **GATED)
+    stop_file = Path(run.work_dir) / "stop"
+    stop_file.touch()
+    assert run_training(run) == "stopped"
+    stop_file.unlink()
+    stopped = standing(server)
+    assert (stopped["status"], stopped["plinth.phase"]) == ("RUNNING", "stopped")
+    assert (stopped["plinth.startStep"], stopped["plinth.totalSteps"], stopped["plinth.checkpointStep"]) == (
+        "0",
+        "10",
+        "1",
+    )
+    assert stopped["plinth.checkpointUri"] == f"{run.checkpoint.uri}/step-00000001"
+    assert not {"plinth.failureReason", "plinth.failureMessage"} & set(stopped)
+
+    assert run_training(run) == "finished"
+    finished = standing(server)
+    assert (finished["status"], finished["plinth.phase"]) == ("FINISHED", "finished")
+    assert (finished["plinth.startStep"], finished["plinth.checkpointStep"]) == ("1", "10")
+    assert (finished["plinth.modelName"], finished["plinth.modelVersion"]) == ("gated", "1")
+    assert finished["plinth.gate"] == "Failed"
+    assert float(finished["plinth.metric.perplexity"]) > 1.001
+    assert resolve_alias(server.uri, "models:/gated@champion") is None
+    for name in ("loss", "lr", "grad_norm", "tokens", "tokens_per_sec"):
+        step, value = finished[f"train/{name}"]
+        assert step == 10
+        assert value > 0
+
+
+def standing(server):
+    """Status, tags and latest metrics with their step of the only run of experiment `gated`, over HTTP."""
+    api = f"{server.uri}/api/2.0/mlflow"
+    found = httpx.get(f"{api}/experiments/get-by-name", params={"experiment_name": "gated"}).json()
+    experiments = [found["experiment"]["experiment_id"]]
+    (run,) = httpx.post(f"{api}/runs/search", json={"experiment_ids": experiments, "max_results": 5}).json()["runs"]
+    tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
+    metrics = {metric["key"]: (metric["step"], metric["value"]) for metric in run["data"].get("metrics", ())}
+    return {"status": run["info"]["status"], **tags, **metrics}
 
 
 def test_a_version_that_does_not_exist_is_a_sentence(server, tmp_path):

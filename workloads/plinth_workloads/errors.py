@@ -32,3 +32,11 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str]]:
         return (type(self), (self.reason, self.message))
+
+
+def as_user_error(error: BaseException) -> UserError:
+    """The failure to tell: a UserError as it is, anything else as UserCodeError with its last line."""
+    if isinstance(error, UserError):
+        return error
+    message = (str(error).strip().splitlines() or [""])[-1]
+    return UserError("UserCodeError", f"{type(error).__name__}: {message}")

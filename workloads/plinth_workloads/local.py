@@ -209,6 +209,9 @@ def _environment() -> Mapping[str, str]:
     quiet = {
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "RAY_TRAIN_V2_ENABLED": "1",
+        # What only a cluster needs, and each start would wait for: a watch for nodes that are taken away, dashboards.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
         "TOKENIZERS_PARALLELISM": "true",

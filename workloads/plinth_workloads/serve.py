@@ -113,7 +113,7 @@ def _start(run: ServeRun, host: str, port: int) -> None:
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
         # What the replicas ask for, not what the machine has: a laptop may serve with fewer cores than a cluster.
-        num_cpus=max(1, math.ceil(run.cpus * run.max_replicas)),
+        num_cpus=max(1, math.ceil(run.cpus * run.scaling.max_replicas)),
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
@@ -129,7 +129,7 @@ def _start(run: ServeRun, host: str, port: int) -> None:
 
 
 def _check_gpus(run: ServeRun, num_gpus: int) -> None:
-    wanted = run.gpus * max(1, run.min_replicas)
+    wanted = run.gpus * max(1, run.scaling.min_replicas)
     if wanted > num_gpus:
         raise _ServeFailed("Unschedulable", f"the service asks for {wanted} GPUs, and this machine has {num_gpus}")
 

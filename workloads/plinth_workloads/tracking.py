@@ -16,23 +16,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from plinth_api.run import RunTracking
+from plinth_api.run_tags import UID
 from plinth_api.uris import registry_parts
 from plinth_workloads.errors import UserError
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric
+    from mlflow.entities import Metric, Run
     from mlflow.tracking import MlflowClient
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-UID_TAG = "plinth.uid"
 ARTIFACTS = "artifacts"
 """Folder of artifacts beside a local database."""
 
 _FLUSH_SECONDS = 2.0
-_MAX_METRICS_PER_REQUEST = 1000
+_MAX_METRICS_PER_REQUEST = 900
+"""MLflow takes 1000 entries a request, of which 100 may be tags."""
 _MAX_PARAM_LENGTH = 6000
 _SYSTEM_METRICS_SECONDS = 10.0
 _RETRY_SECONDS = (0.5, 1, 2, 4, 8, 15, 30, 30)
@@ -150,10 +151,21 @@ def download(tracking_uri: str, uri: str, folder: Path) -> Path:
 
 
 class Tracker:
-    """One MLflow run. Metrics are queued and sent by a thread; everything else is sent at once, with retries."""
+    """One MLflow run. Metrics and tags are queued and sent by a thread; all else is sent at once, with retries."""
 
-    def __init__(self, tracking: RunTracking, *, retry_seconds: Sequence[float] = _RETRY_SECONDS) -> None:
+    def __init__(
+        self,
+        tracking: RunTracking,
+        *,
+        retry_seconds: Sequence[float] = _RETRY_SECONDS,
+        client: "MlflowClient | None" = None,
+    ) -> None:
         """Open the run: the given one, else the one with this uid, else a new one.
+
+        Args:
+            tracking: Where the run is, or is to be.
+            retry_seconds: Waits between tries of a write that must not be lost.
+            client: Of the MLflow at `tracking.uri`, where the caller has one.
 
         Raises:
             UserError: TrackingUnavailable.
@@ -161,11 +173,13 @@ class Tracker:
         self._uri = tracking.uri
         self._retry_seconds = retry_seconds
         with reaching(tracking.uri):
-            self._client = open_client(tracking.uri)
-            experiment_id, run_id = _open_run(self._client, tracking)
-        self.experiment_id = experiment_id
-        self.run_id = run_id
+            self._client = client or open_client(tracking.uri)
+            run = _open_run(self._client, tracking)
+        self.experiment_id: str = run.info.experiment_id
+        self.run_id: str = run.info.run_id
         self._pending: deque[Metric] = deque()
+        self._tags: dict[str, str] = {}
+        self._known_tags: dict[str, str] = dict(run.data.tags)
         self._wake = threading.Event()
         self._closing = False
         self._system = _SystemMetrics()
@@ -184,6 +198,17 @@ class Tracker:
 
         now = int(time.time() * 1000)
         self._pending.extend(Metric(key, float(value), now, step) for key, value in metrics.items())
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Queue tags of the run; returns at once. Only what differs from the run's is sent, with the metrics."""
+        self._tags |= tags
+
+    def remove_tags(self, names: Sequence[str]) -> None:
+        """Remove the tags that an earlier attempt has left."""
+        for name in names:
+            if name in self._known_tags:
+                self._keep_trying(lambda name=name: self._client.delete_tag(self.run_id, name))  # type: ignore[misc]
+                del self._known_tags[name]
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log parameters that the run does not have yet: a resumed run keeps its first ones."""
@@ -238,11 +263,6 @@ class Tracker:
         """Let the alias name this version."""
         self._keep_trying(lambda: self._client.set_registered_model_alias(version.name, alias, version.version))
 
-    def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Set tags of the run."""
-        for key, value in tags.items():
-            self._keep_trying(lambda key=key, value=value: self._client.set_tag(self.run_id, key, value))  # type: ignore[misc]
-
     def close(self, status: str) -> None:
         """Send what is queued and end the run.
 
@@ -282,11 +302,19 @@ class Tracker:
         self.log_metrics(self._system.sample_number, self._system.sample())
 
     def _send_pending(self) -> None:
-        while self._pending:
+        while self._pending or self._changed_tags():
             batch = [self._pending[index] for index in range(min(len(self._pending), _MAX_METRICS_PER_REQUEST))]
-            self._client.log_batch(self.run_id, metrics=batch)
+            # Read after the metrics: a tag may be newer than they are, never older.
+            tags = self._changed_tags()
+            self._client.log_batch(self.run_id, metrics=batch, tags=_run_tags(tags))
+            self._known_tags |= tags
             for _ in batch:
                 self._pending.popleft()
+
+    def _changed_tags(self) -> dict[str, str]:
+        # A copy: the training's thread may add to them meanwhile.
+        tags = dict(self._tags)
+        return {key: value for key, value in tags.items() if self._known_tags.get(key) != value}
 
     def _keep_trying(self, write: Callable[[], T]) -> T:
         for wait in self._retry_seconds:
@@ -300,25 +328,39 @@ class Tracker:
             return write()
 
 
-def _open_run(client: "MlflowClient", tracking: RunTracking) -> tuple[str, str]:
+def _run_tags(tags: Mapping[str, str]) -> list[Any]:
+    from mlflow.entities import RunTag
+
+    return [RunTag(key, value) for key, value in tags.items()]
+
+
+def _open_run(client: "MlflowClient", tracking: RunTracking) -> "Run":
+    """The run, running: also where an earlier attempt has ended it."""
+    if tracking.run_id is not None:
+        return _running(client, client.get_run(tracking.run_id))
+    experiment_id = _open_experiment(client, tracking)
+    found = client.search_runs([experiment_id], f"tags.`{UID}` = '{tracking.tags[UID]}'", max_results=1)
+    if found:
+        return _running(client, found[0])
+    return client.create_run(experiment_id, tags=dict(tracking.tags), run_name=tracking.run_name)
+
+
+def _running(client: "MlflowClient", run: "Run") -> "Run":
+    if run.info.status != "RUNNING":
+        client.set_terminated(run.info.run_id, "RUNNING")
+    return run
+
+
+def _open_experiment(client: "MlflowClient", tracking: RunTracking) -> str:
     from mlflow.exceptions import MlflowException
 
-    if tracking.run_id is not None:
-        return client.get_run(tracking.run_id).info.experiment_id, tracking.run_id
     experiment = client.get_experiment_by_name(tracking.experiment)
     try:
-        experiment_id = experiment.experiment_id if experiment else _create_experiment(client, tracking)
+        return experiment.experiment_id if experiment else _create_experiment(client, tracking)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        experiment_id = client.get_experiment_by_name(tracking.experiment).experiment_id
-    uid = tracking.tags[UID_TAG]
-    found = client.search_runs([experiment_id], f"tags.`{UID_TAG}` = '{uid}'", max_results=1)
-    if found:
-        client.set_terminated(found[0].info.run_id, "RUNNING")
-        return experiment_id, found[0].info.run_id
-    run = client.create_run(experiment_id, tags=dict(tracking.tags), run_name=tracking.run_name)
-    return experiment_id, run.info.run_id
+        return str(client.get_experiment_by_name(tracking.experiment).experiment_id)
 
 
 def _create_experiment(client: "MlflowClient", tracking: RunTracking) -> str:

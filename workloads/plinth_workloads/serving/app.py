@@ -12,7 +12,7 @@ from typing import Any, cast
 from ray import serve
 from starlette.types import Receive, Scope, Send
 
-from plinth_api.run import ServeRun
+from plinth_api.run import ServeRun, ServeScaling
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.engine import Engine
 from plinth_workloads.serving.served_model import ServedModel
@@ -35,27 +35,38 @@ _HEALTH_TIMEOUT_SECONDS = 60.0
 def build_app(args: dict[str, Any]) -> serve.Application:
     """The application for a ServeRun in wire form.
 
-    A change of `args` starts new replicas. So `model` may be left out of them, and the version be given in the
-    deployment's user_config only, which wins in any case.
+    A change of `args` starts new replicas. So `model` and `scaling` may be left out of them, and be given in Serve's
+    config for the deployment only, as user_config and as num_replicas or autoscaling_config, which win in any case.
     """
-    run = ServeRun.model_validate({"model": {"uri": ""}, **args})
+    run = ServeRun.model_validate(args)
     options: dict[str, Any] = {
         "name": DEPLOYMENT,
         "ray_actor_options": {"num_cpus": run.cpus, "num_gpus": run.gpus},
         "max_ongoing_requests": _MAX_ONGOING_REQUESTS,
         "health_check_timeout_s": _HEALTH_TIMEOUT_SECONDS,
+        **scaling_options(run.scaling),
         "user_config": {"uri": run.model.uri},
     }
-    if run.min_replicas == run.max_replicas:
-        options["num_replicas"] = run.max_replicas
-    else:
-        options["autoscaling_config"] = {
-            "min_replicas": run.min_replicas,
-            "max_replicas": run.max_replicas,
-            "target_ongoing_requests": run.target_ongoing_requests,
-        }
     deployment = cast(serve.Deployment, serve.deployment(serve.ingress(_ReplicaAsgi())(Replica)))
-    return deployment.options(**options).bind(run.to_wire())
+    return deployment.options(**options).bind(_in_replicas(run))
+
+
+def scaling_options(scaling: ServeScaling) -> dict[str, Any]:
+    """The options of a deployment that say how many replicas it has."""
+    if scaling.min_replicas == scaling.max_replicas:
+        return {"num_replicas": scaling.max_replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": scaling.min_replicas,
+            "max_replicas": scaling.max_replicas,
+            "target_ongoing_requests": scaling.target_ongoing_requests,
+        }
+    }
+
+
+def _in_replicas(run: ServeRun) -> dict[str, Any]:
+    """What replicas are made with: nothing that changes in place, or they would be made anew when it does."""
+    return {key: value for key, value in run.to_wire().items() if key not in ("model", "scaling")}
 
 
 class _ReplicaAsgi:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from plinth_api.run import TrainRun
-from plinth_workloads.errors import UserError
+from plinth_workloads.errors import UserError, as_user_error
 from plinth_workloads.train.progress import STOP_FILE, ProgressLog
 
 
@@ -74,12 +74,11 @@ def _report_failure(run: TrainRun, error: Exception) -> int:
     """Tell the reason: to the progress file, and as the last line of the output."""
     if not isinstance(error, UserError):
         traceback.print_exc()
-        message = (str(error).strip().splitlines() or [""])[-1]
-        error = UserError("UserCodeError", f"{type(error).__name__}: {message}")
+    told = as_user_error(error)
     log = ProgressLog(Path(run.work_dir))
-    log.write("failed", reason=error.reason, message=error.message)
+    log.write("failed", reason=told.reason, message=told.message)
     log.close()
-    record = {"plinth": "failure", "reason": error.reason, "message": error.message}
+    record = {"plinth": "failure", "reason": told.reason, "message": told.message}
     sys.stdout.write(json.dumps(record) + "\n")
     sys.stdout.flush()
     return 1

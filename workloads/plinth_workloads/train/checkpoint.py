@@ -36,6 +36,11 @@ class Checkpoint:
     step: int
     folder: Path
 
+    @property
+    def uri(self) -> str:
+        """file:///..."""
+        return f"file://{self.folder}"
+
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """The complete checkpoint with the most steps in a folder or in the folders below it."""

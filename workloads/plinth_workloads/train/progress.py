@@ -11,6 +11,8 @@ from typing import Any
 PROGRESS_FILE = "progress.jsonl"
 STOP_FILE = "stop"
 """A file of this name in the work folder asks the workers to save and stop after the step that runs."""
+LOCK_FILE = "workers.lock"
+"""Held in the work folder by the first worker for as long as its session runs."""
 
 
 class ProgressLog:

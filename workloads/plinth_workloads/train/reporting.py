@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+from plinth_api.run_tags import CHECKPOINT_STEP, CHECKPOINT_URI
 from plinth_workloads.tracking import Tracker
 from plinth_workloads.train.checkpoint import Checkpoint
 from plinth_workloads.train.progress import ProgressLog, read_progress
@@ -33,11 +34,11 @@ class ProgressReporter:
 
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         """A checkpoint is complete."""
-        self._log.write("checkpoint", step=checkpoint.step, uri=f"file://{checkpoint.folder}")
+        self._log.write("checkpoint", step=checkpoint.step, uri=checkpoint.uri)
 
 
 class TrackingReporter:
-    """Sends steps and evaluations to the MLflow run."""
+    """Sends steps, evaluations and checkpoints to the MLflow run."""
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
@@ -53,6 +54,12 @@ class TrackingReporter:
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         """A checkpoint is complete."""
         self._tracker.log_metrics(checkpoint.step, {"train/checkpoint_step": float(checkpoint.step)})
+        self._tracker.log_tags(checkpoint_tags(checkpoint))
+
+
+def checkpoint_tags(checkpoint: Checkpoint) -> dict[str, str]:
+    """Tags of the run that say which checkpoint is the newest."""
+    return {CHECKPOINT_STEP: str(checkpoint.step), CHECKPOINT_URI: checkpoint.uri}
 
 
 def loss_history(folder: Path) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:

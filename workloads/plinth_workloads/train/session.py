@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock
 from torch import nn
 
+from plinth_api import run_tags
 from plinth_api.run import TrainRun
 from plinth_workloads.data.loader import BatchLoader, Rows, evaluation_batches
 from plinth_workloads.data.prepare import (
@@ -25,7 +26,7 @@ from plinth_workloads.data.prepare import (
     plan_validation,
     prepare_data,
 )
-from plinth_workloads.errors import UserError
+from plinth_workloads.errors import UserError, as_user_error
 from plinth_workloads.evaluate.curves import draw_loss_curve
 from plinth_workloads.evaluate.gate import GateVerdict, decide_gate
 from plinth_workloads.evaluate.metrics import measure
@@ -39,8 +40,8 @@ from plinth_workloads.train.export import export_model
 from plinth_workloads.train.loop import Metrics, Reporter, TrainLoop
 from plinth_workloads.train.optim import build_optimizers
 from plinth_workloads.train.parallel import Workers, join_workers, replicate_loss, shard_model
-from plinth_workloads.train.progress import STOP_FILE, ProgressLog
-from plinth_workloads.train.reporting import ProgressReporter, TrackingReporter, loss_history
+from plinth_workloads.train.progress import LOCK_FILE, STOP_FILE, ProgressLog
+from plinth_workloads.train.reporting import ProgressReporter, TrackingReporter, checkpoint_tags, loss_history
 
 logger = logging.getLogger(__name__)
 
@@ -79,16 +80,24 @@ def run_training(run: TrainRun) -> Literal["finished", "stopped"]:
         try:
             if tracker and log:
                 log.write("run", runId=tracker.run_id, experimentId=tracker.experiment_id, runUrl=tracker.run_url)
+                tracker.remove_tags((run_tags.FAILURE_REASON, run_tags.FAILURE_MESSAGE))
+            _publish_phase(tracker, "preparing")
             session = open_session(run, workers, log, tracker)
             outcome = session.loop.train()
             if outcome == "stopped":
                 status = "RUNNING"
+                _publish_phase(tracker, "stopped")
                 _write(log, "stopped", step=session.loop.state.step)
             else:
                 _conclude(session)
+                _publish_phase(tracker, "finished")
                 status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
+            told = as_user_error(error)
+            message = told.message[: run_tags.MAX_MESSAGE_LENGTH]
+            failure = {run_tags.FAILURE_REASON: told.reason, run_tags.FAILURE_MESSAGE: message}
+            _publish_phase(tracker, "failed", failure)
             raise
         finally:
             _close(tracker, log, status)
@@ -103,7 +112,7 @@ def _only_session(run: TrainRun, workers: Workers) -> Iterator[None]:
         return
     folder = Path(run.work_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "workers.lock", timeout=_LEFTOVER_SECONDS):
+    with FileLock(folder / LOCK_FILE, timeout=_LEFTOVER_SECONDS):
         yield
 
 
@@ -141,6 +150,7 @@ def open_session(run: TrainRun, workers: Workers, log: ProgressLog | None, track
     _resume(session)
     if tracker is not None:
         _log_inputs(session, tracker)
+    _publish_start(session)
     _write(log, "started", step=loop.state.step, totalSteps=loop.num_steps, parameters=_num_parameters(model))
     if loop.state.step == 0 and any(rule.better_than == "base" for rule in run.evaluation.gate):
         loop.record_evaluation("base")
@@ -256,6 +266,7 @@ def _log_inputs(session: Session, tracker: Tracker) -> None:
 def _conclude(session: Session) -> None:
     """Decide the gate, write the model, register it and move the alias."""
     run = session.run
+    _publish_phase(session.tracker, "evaluating")
     _write(session.log, "evaluating")
     metrics = session.loop.state.evaluations.get(str(session.loop.num_steps), {})
     verdict = decide_gate(run.evaluation.gate, metrics, _references(session))
@@ -326,18 +337,34 @@ def _register(session: Session, tracker: Tracker, folder: Path, metrics: Metrics
         picture = Path(run.work_dir) / "loss.png"
         draw_loss_curve(picture, run.name, training, validation)
         tracker.log_artifact(picture)
+    findings = {
+        run_tags.GATE: _gate_state(run, verdict),
+        **{run_tags.metric_tag(name): f"{value:.6g}" for name, value in metrics.items()},
+    }
     tags = {
         **run.tracking.tags,
         "plinth.baseModel": run.model.uri or run.model.architecture or "",
         "plinth.dataFingerprint": session.data.fingerprint,
         "plinth.method": "lora" if run.lora else "full",
-        "plinth.gate": _gate_state(run, verdict),
-        **{f"plinth.metric.{name}": f"{value:.6g}" for name, value in metrics.items()},
+        **findings,
     }
     version = tracker.register(run.output.model, _ARTIFACT, tags)
     if run.output.alias and verdict.passed:
         tracker.set_alias(version, run.output.alias)
+    tracker.log_tags({run_tags.MODEL_NAME: version.name, run_tags.MODEL_VERSION: version.version, **findings})
     return version
+
+
+def _publish_phase(tracker: Tracker | None, phase: run_tags.Phase, tags: Mapping[str, str] | None = None) -> None:
+    if tracker is not None:
+        tracker.log_tags({run_tags.PHASE: phase, **(tags or {})})
+
+
+def _publish_start(session: Session) -> None:
+    """Say where this attempt starts, and which checkpoint there is: an attempt that was killed may not have said it."""
+    loop, checkpoint = session.loop, newest_checkpoint(Path(session.run.checkpoint.uri.removeprefix("file://")))
+    steps = {run_tags.TOTAL_STEPS: str(loop.num_steps), run_tags.START_STEP: str(loop.state.step)}
+    _publish_phase(session.tracker, "training", {**steps, **(checkpoint_tags(checkpoint) if checkpoint else {})})
 
 
 def _close(tracker: Tracker | None, log: ProgressLog | None, status: str) -> None:

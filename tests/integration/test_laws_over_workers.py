@@ -17,9 +17,13 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alone")
-    return train(make_train_run(folder), folder)
+def alone_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("alone")
+
+
+@pytest.fixture(scope="module")
+def alone(alone_folder):
+    return train(make_train_run(alone_folder), alone_folder)
 
 
 ACCUMULATING = {"training": {"microBatchSize": 2}, "checkpoint": {"everySteps": 4}}
@@ -71,14 +75,14 @@ def kill_while_saving(process, checkpoints, after_step):
     return False
 
 
-def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_the_checkpoint(tmp_path):
-    run = make_train_run(tmp_path, checkpoint={"everySteps": 3})
-    train(run, tmp_path)
-    checkpoints = Path(run.checkpoint.uri.removeprefix("file://"))
+def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_the_checkpoint(alone, alone_folder):
+    # Goes on where `alone` ended, to save the start of a process.
+    longer = make_train_run(alone_folder, training={"steps": 14}, checkpoint={"everySteps": 3})
+    checkpoints = Path(longer.checkpoint.uri.removeprefix("file://"))
     good = newest_checkpoint(checkpoints)
-    longer = make_train_run(tmp_path, training={"steps": 14}, checkpoint={"everySteps": 3})
+    assert good.step == 10
     done = subprocess.run(
-        command(longer, tmp_path),
+        command(longer, alone_folder),
         env=ENVIRONMENT,
         capture_output=True,
         text=True,

@@ -1,0 +1,1 @@
+"""The operator: watches Plinth's resources and keeps the Ray objects, and an honest status, that they ask for."""

@@ -1,0 +1,1 @@
+"""What should be: from a resource and what is observed to manifests, attempts and status. Pure."""

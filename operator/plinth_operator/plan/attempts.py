@@ -1,0 +1,127 @@
+"""The attempts of a job: from what status remembers and the RayJobs that exist to a list, and what it says is next."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Literal
+
+from plinth_api.status import Attempt, CheckpointStatus
+from plinth_operator.facts import RayJobFacts, RunFacts
+from plinth_operator.status.reasons import REASONS, Retry
+
+SUCCEEDED = "Succeeded"
+SUSPENDED = "Suspended"
+
+MAX_REMEMBERED = 100
+"""Older attempts leave the status: it must stay far below the size that the API server takes."""
+
+_FIRST_BACKOFF = timedelta(seconds=10)
+_LAST_BACKOFF = timedelta(minutes=6)
+
+
+def known_attempts(remembered: Sequence[Attempt], ray_jobs: Sequence[RayJobFacts], *, queued: bool) -> list[Attempt]:
+    """The attempts by number: those in status, and one for each RayJob that status does not know yet.
+
+    Args:
+        remembered: status.attempts.
+        ray_jobs: The RayJobs of the resource.
+        queued: Whether Kueue decides when a RayJob starts; it may stop one and start it again, which is a new attempt.
+    """
+    attempts = list(remembered)
+    for ray_job in ray_jobs:
+        ours = [attempt for attempt in attempts if attempt.ray_job == ray_job.name]
+        started = ray_job.started_at if queued else ray_job.created_at
+        if not ours and ray_job.attempt > (attempts[-1].number if attempts else 0):
+            attempts.append(Attempt(number=ray_job.attempt, ray_job=ray_job.name, started_at=started))
+        elif ours and ours[-1] is attempts[-1] and queued and started is not None and not _is_held(ray_job):
+            if ours[-1].started_at is None:
+                attempts[-1] = ours[-1].model_copy(update={"started_at": started})
+            elif ours[-1].finished_at is not None and started > ours[-1].started_at and not is_over(ray_job):
+                attempts.append(Attempt(number=ours[-1].number + 1, ray_job=ray_job.name, started_at=started))
+    return attempts
+
+
+def is_over(ray_job: RayJobFacts) -> bool:
+    """Whether KubeRay does nothing more for this RayJob."""
+    return ray_job.deployment_status in ("Complete", "Failed", "ValidationFailed")
+
+
+def is_waiting_in_queue(attempt: Attempt, ray_jobs: Sequence[RayJobFacts]) -> bool:
+    """Whether the RayJob of an attempt that Kueue has ended waits to be started again."""
+    return attempt.finished_at is not None and any(
+        ray_job.name == attempt.ray_job and _is_held(ray_job) and not is_over(ray_job) and not ray_job.deleting
+        for ray_job in ray_jobs
+    )
+
+
+def is_preempted_by_queue(attempt: Attempt, ray_job: RayJobFacts) -> bool:
+    """Whether Kueue has taken the machines of an attempt that had started."""
+    return _is_held(ray_job) and attempt.started_at is not None and attempt.finished_at is None
+
+
+def _is_held(ray_job: RayJobFacts) -> bool:
+    return ray_job.suspended or ray_job.deployment_status in ("Suspending", "Suspended")
+
+
+def finished(
+    attempt: Attempt, outcome: str, at: datetime, run: RunFacts | None, checkpoint: CheckpointStatus | None
+) -> Attempt:
+    """The attempt with its end: what it reached, and what of that no checkpoint holds."""
+    last = run.step if run else None
+    saved = checkpoint.step if checkpoint else 0
+    lost = max(0, last - saved) if last is not None and outcome not in (SUCCEEDED, SUSPENDED) else 0
+    return attempt.model_copy(
+        update={
+            "finished_at": at,
+            "outcome": outcome,
+            "last_step": last,
+            "lost_steps": lost if last is not None else None,
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Next:
+    """What follows the attempts so far: start another (at once, or at `at`), nothing more, or the job is done."""
+
+    step: Literal["start", "wait", "fail", "succeed", "run"]
+    at: datetime | None = None
+
+
+def next_step(attempts: Sequence[Attempt], max_restarts: int, now: datetime) -> Next:
+    """What to do after the last attempt.
+
+    Failures of the infrastructure count against `max_restarts` and are followed by a wait that doubles; preemptions
+    and suspensions count nothing; a user's error is final.
+    """
+    if not attempts:
+        return Next("start")
+    last = attempts[-1]
+    if last.finished_at is None:
+        return Next("run")
+    outcome = last.outcome or "UserCodeError"
+    if outcome == SUCCEEDED:
+        return Next("succeed")
+    retry = Retry.FREE if outcome == SUSPENDED else REASONS[outcome].retry if outcome in REASONS else Retry.BUDGET
+    if retry is Retry.FREE:
+        return Next("start")
+    failures = num_failures(attempts)
+    if retry is Retry.FINAL or failures > max_restarts:
+        return Next("fail")
+    due = last.finished_at + min(_LAST_BACKOFF, _FIRST_BACKOFF * 2 ** min(failures - 1, 10))
+    return Next("start") if now >= due else Next("wait", due)
+
+
+def num_failures(attempts: Sequence[Attempt]) -> int:
+    """The attempts that count against restart.maxRestarts."""
+    outcomes = [attempt.outcome for attempt in attempts if attempt.outcome is not None]
+    return sum(REASONS[outcome].retry is Retry.BUDGET for outcome in outcomes if outcome in REASONS)
+
+
+def seconds_held(attempts: Sequence[Attempt], now: datetime) -> float:
+    """The seconds that the attempts have held their machines, in all."""
+    return sum(
+        ((attempt.finished_at or now) - attempt.started_at).total_seconds()
+        for attempt in attempts
+        if attempt.started_at is not None
+    )

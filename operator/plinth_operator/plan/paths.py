@@ -1,0 +1,14 @@
+"""Where things lie in our pods: written into run documents and mounted by pod templates, so that the two agree."""
+
+VOLUME_ROOT = "/mnt/plinth/volumes"
+"""pvc://claim/path is VOLUME_ROOT/claim/path."""
+
+CACHE_DIR = "/mnt/plinth/cache"
+"""Caches of libraries and the home folder; ends with the pod."""
+
+SERVICE_WORK_DIR = "/mnt/plinth/work"
+"""Models that a replica downloads; ends with the pod. A job's work folder is shared, and so on a claim."""
+
+RUN_FOLDER = "/etc/plinth"
+RUN_KEY = "run.json"
+RUN_PATH = f"{RUN_FOLDER}/{RUN_KEY}"

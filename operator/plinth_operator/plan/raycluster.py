@@ -1,0 +1,81 @@
+"""The Ray cluster of a job or a service: a head that computes nothing, and one group of workers.
+
+Only fields that KubeRay 1.6 knows: server-side apply refuses others.
+"""
+
+import math
+from typing import Any
+
+from plinth_api.model_service import ModelService
+from plinth_api.parse import Resource
+from plinth_api.quantity import parse_quantity
+from plinth_operator.facts import Manifest
+from plinth_operator.plan.pod import build_pod_template, container_security_context, worker_resources
+from plinth_operator.settings import Settings
+
+WORKER_GROUP = "workers"
+
+MAX_REPLICAS = 1024
+"""The bound of scaling.maxReplicas. KubeRay passes no change of a group's bounds on to a running cluster
+(https://github.com/ray-project/kuberay/issues/2331), so Ray Serve alone bounds the replicas."""
+
+_IDLE_SECONDS = 60
+
+
+def build_ray_cluster_spec(resource: Resource, *, settings: Settings, attempt: int | None = None) -> Manifest:
+    """The RayCluster spec inside a RayJob or a RayService.
+
+    Args:
+        resource: What the user asks for.
+        settings: Of the operator.
+        attempt: Of a job; None for a service.
+
+    Raises:
+        InvalidSpec: podTemplate is no pod template.
+    """
+    return {
+        "rayVersion": settings.ray_version,
+        # Written out: KubeRay takes nothing for "disabled".
+        "authOptions": {"mode": "token"},
+        **(_autoscaling() if isinstance(resource, ModelService) else {}),
+        "headGroupSpec": {
+            "rayStartParams": {"num-cpus": "0"},
+            "template": build_pod_template(resource, "head", settings=settings, attempt=attempt),
+        },
+        "workerGroupSpecs": [
+            {
+                "groupName": WORKER_GROUP,
+                **_group_size(resource),
+                "rayStartParams": _worker_start_params(resource),
+                "template": build_pod_template(resource, "worker", settings=settings, attempt=attempt),
+            }
+        ],
+    }
+
+
+def _autoscaling() -> dict[str, Any]:
+    """One replica more or less is one pod more or less, within the cluster that there is."""
+    return {
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {
+            # Written out: KubeRay sets Ray's variables for v2 only then.
+            "version": "v2",
+            "idleTimeoutSeconds": _IDLE_SECONDS,
+            "resources": {"requests": {"cpu": "200m", "memory": "512Mi"}, "limits": {"memory": "512Mi"}},
+            "securityContext": container_security_context(),
+        },
+    }
+
+
+def _group_size(resource: Resource) -> dict[str, int]:
+    if isinstance(resource, ModelService):
+        return {"replicas": resource.spec.scaling.min_replicas, "minReplicas": 0, "maxReplicas": MAX_REPLICAS}
+    workers = resource.spec.compute.workers
+    return {"replicas": workers, "minReplicas": workers, "maxReplicas": workers}
+
+
+def _worker_start_params(resource: Resource) -> dict[str, str]:
+    """What a worker offers to Ray, which counts whole CPUs and would offer those of the node without a number."""
+    wanted = worker_resources(resource)
+    params = {"num-cpus": str(max(1, math.ceil(parse_quantity(wanted.cpus))))}
+    return {**params, "num-gpus": str(wanted.gpus)} if wanted.gpus else params

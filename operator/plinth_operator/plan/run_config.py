@@ -1,0 +1,76 @@
+"""What a cluster decides for a run document, and the ConfigMap that carries one to the pods.
+
+A service has no ConfigMap: its document travels in the configuration of Ray Serve (rayservice.py).
+"""
+
+from plinth_api.model_service import ModelService
+from plinth_api.parse import Job, Resource
+from plinth_api.resolve import ResolveSettings
+from plinth_api.run import TrainRun
+from plinth_api.uris import mounted
+from plinth_operator.constants import CLUSTER_TAG, UID_TAG
+from plinth_operator.facts import Manifest
+from plinth_operator.plan.metadata import child_metadata, child_name, namespace_of, sealed, uid_of
+from plinth_operator.plan.paths import RUN_KEY, SERVICE_WORK_DIR, VOLUME_ROOT
+from plinth_operator.settings import Settings
+
+
+def resolve_settings_for(resource: Resource, settings: Settings, run_id: str | None = None) -> ResolveSettings:
+    """What this cluster decides for a resource.
+
+    Args:
+        resource: As the API server has it, with uid and namespace.
+        settings: Of the operator.
+        run_id: The MLflow run that the operator made for the job.
+    """
+    uid, namespace = uid_of(resource), namespace_of(resource)
+    return ResolveSettings(
+        uid=uid,
+        volume_root=VOLUME_ROOT,
+        checkpoint_root=_default_checkpoint_root(settings),
+        work_dir=_work_dir(resource, settings, uid),
+        tracking_uri=settings.tracking_uri,
+        registry_prefix=f"{namespace}.",
+        run_id=run_id,
+        tags={
+            UID_TAG: uid,
+            CLUSTER_TAG: settings.cluster_name,
+            "plinth.kind": resource.kind,
+            "plinth.namespace": namespace,
+            "plinth.name": resource.metadata.name,
+        },
+    )
+
+
+def build_run_config(run: TrainRun, owner: Job, attempt: int) -> Manifest:
+    """The ConfigMap of one attempt with run.json; immutable, so that what an attempt ran stays to be read.
+
+    The document is compact: `resolve_train_run` has measured it so, and etcd bounds it.
+    """
+    return sealed(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": child_metadata(owner, run_config_name(owner, attempt), attempt),
+            "immutable": True,
+            "data": {RUN_KEY: run.model_dump_json(by_alias=True)},
+        }
+    )
+
+
+def run_config_name(job: Job, attempt: int) -> str:
+    """Name of the ConfigMap of an attempt."""
+    return child_name(job, attempt)
+
+
+def _default_checkpoint_root(settings: Settings) -> str:
+    return f"{VOLUME_ROOT}/{settings.storage_claim}/checkpoints"
+
+
+def _work_dir(resource: Resource, settings: Settings, uid: str) -> str:
+    """A folder that all pods of a job see, which is why it is beside the checkpoints."""
+    if isinstance(resource, ModelService):
+        return SERVICE_WORK_DIR
+    uri = resource.spec.checkpoint.uri
+    root = mounted(uri, VOLUME_ROOT).removeprefix("file://") if uri else _default_checkpoint_root(settings)
+    return f"{root.rstrip('/')}/.work/{uid}"

@@ -1,0 +1,153 @@
+"""What to do about a ModelService: from the resource and what is observed to writes and a status. Pure."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from plinth_api.errors import InvalidSpec
+from plinth_api.model_service import ModelService
+from plinth_api.parse import parse_resource
+from plinth_api.resolve import referenced_aliases, resolve_serve_run
+from plinth_api.status import ServiceStatus
+from plinth_operator.constants import CLUSTER_HASH_ANNOTATION
+from plinth_operator.facts import Manifest, ObjectFacts, Observed, RayServiceFacts
+from plinth_operator.plan.access import serve_service_name
+from plinth_operator.plan.children import service_children
+from plinth_operator.plan.drift import differs
+from plinth_operator.plan.plan import Plan
+from plinth_operator.plan.raycluster import build_ray_cluster_spec
+from plinth_operator.plan.run_config import resolve_settings_for
+from plinth_operator.plan.storage import missing_claims
+from plinth_operator.settings import Settings
+from plinth_operator.status.reasons import Cause
+from plinth_operator.status.services import ServiceVerdict, build_service_status, service_verdict
+
+_ALIAS_SECONDS = 30.0
+"""How often an alias is looked up: a new version is taken over within this time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    service: ModelService
+    old: ServiceStatus
+    seen: Observed
+    settings: Settings
+    now: datetime
+
+
+def plan_service(document: Manifest, seen: Observed, *, settings: Settings, now: datetime) -> Plan:
+    """The plan for a service; arguments as in `plan_job`."""
+    old = ServiceStatus.model_validate_json(json.dumps(document.get("status") or {}))
+    generation = document["metadata"]["generation"]
+    try:
+        service = parse_resource({**document, "status": None})
+        assert isinstance(service, ModelService)
+        resolve_serve_run(service, resolve_settings_for(service, settings, None), {})
+        build_ray_cluster_spec(service, settings=settings)
+    except InvalidSpec as error:
+        verdict = ServiceVerdict("Failed", Cause("InvalidSpec", str(error)), accepted=False)
+        return Plan(status=build_service_status(old, verdict, generation=generation, now=now))
+    look = _Look(service, old, seen, settings, now)
+    base = resolve_settings_for(service, settings, None)
+    aliases = referenced_aliases(service, base.registry_prefix)
+    versions = _known_versions(look, aliases)
+    held = _held_back(look, aliases, versions)
+    if held is not None:
+        plan = _report(look, ServiceVerdict("Pending", held))
+        return replace(plan, want_versions=aliases, requeue_seconds=10.0)
+    missing = tuple(uri for uri in aliases if uri not in versions)
+    if missing:
+        cause = Cause("TrackingUnavailable", seen.tracking_error) if seen.tracking_error else None
+        return replace(_report(look, ServiceVerdict("Pending", cause)), want_versions=missing)
+    run = resolve_serve_run(service, base, versions)
+    plan = _converge(look, service_children(service, run, settings=settings), run.model.uri)
+    return replace(plan, want_versions=aliases, requeue_seconds=_ALIAS_SECONDS if aliases else None)
+
+
+def _known_versions(look: _Look, aliases: tuple[str, ...]) -> Mapping[str, str]:
+    """What MLflow has said, else the version that is in use: MLflow being away stops no service that runs."""
+    known = {uri: look.seen.versions[uri] for uri in aliases if uri in look.seen.versions}
+    used = look.old.model.uri if look.old.model else ""
+    for uri in aliases:
+        if not known.get(uri) and used.startswith(f"{uri.split('@')[0]}/") and look.seen.ray_services:
+            known[uri] = used
+    return known
+
+
+def _held_back(look: _Look, aliases: tuple[str, ...], versions: Mapping[str, str]) -> Cause | None:
+    if not look.seen.kuberay:
+        return Cause("KubeRayMissing", "the kinds of ray.io/v1 are not served; install KubeRay 1.5 or newer")
+    missing = missing_claims(look.service, look.seen.claims, look.settings)
+    if missing:
+        named = ", ".join(missing)
+        return Cause("VolumeNotFound", f"the PersistentVolumeClaim {named} does not exist in this namespace; create it")
+    for uri in aliases:
+        if versions.get(uri) == "":
+            return Cause("ModelNotFound", f"{uri} does not exist in the registry; it is looked for again every 10 s")
+    return None
+
+
+def _converge(look: _Look, wanted: tuple[Manifest, ...], target: str) -> Plan:
+    existing = look.seen.ray_services[0] if look.seen.ray_services else None
+    known: dict[tuple[str, str], ObjectFacts] = {(facts.kind, facts.name): facts for facts in look.seen.children}
+    children: list[Manifest] = []
+    deletions: list[ObjectFacts] = []
+    for manifest in wanted:
+        if manifest["kind"] == "RayService":
+            changed, gone = _ray_service_change(look, existing, manifest)
+            children += changed
+            deletions += gone
+        elif differs(known.get((manifest["kind"], manifest["metadata"]["name"])), manifest):
+            children.append(manifest)
+    names = {(manifest["kind"], manifest["metadata"]["name"]) for manifest in wanted}
+    deletions += [facts for identity, facts in known.items() if _is_ours(facts) and identity not in names]
+    pods = look.seen.pods
+    verdict = service_verdict(existing, pods, look.seen.ray_clusters, look.seen.replica, target, bool(deletions))
+    return replace(_report(look, verdict), children=tuple(children), deletions=tuple(deletions))
+
+
+def _is_ours(facts: ObjectFacts) -> bool:
+    """Whether we made the object; the Services of KubeRay carry our labels, not our hash."""
+    return bool(facts.hash) and not facts.deleting
+
+
+def _ray_service_change(
+    look: _Look, existing: RayServiceFacts | None, wanted: Manifest
+) -> tuple[list[Manifest], list[ObjectFacts]]:
+    """What to apply and what to delete so that the RayService becomes what is wanted."""
+    if existing is None:
+        return [wanted], []
+    if existing.deleting:
+        return [], []
+    if not differs(existing, wanted):
+        return [], []
+    cluster_changes = existing.cluster_hash != wanted["metadata"]["annotations"][CLUSTER_HASH_ANNOTATION]
+    if cluster_changes and look.service.spec.rollout.cluster_change == "Recreate":
+        return [], [existing]
+    config = wanted["spec"]["serveConfigV2"]
+    if cluster_changes and existing.serve_config not in ("", config):
+        # One at a time: KubeRay may lose the second change (https://github.com/ray-project/kuberay/issues/3423).
+        first: dict[str, Any] = {**wanted, "spec": {**wanted["spec"], "serveConfigV2": existing.serve_config}}
+        return [first], []
+    if existing.active is not None and existing.pending is not None and existing.serve_config != config:
+        return [], []
+    return [wanted], []
+
+
+def _report(look: _Look, verdict: ServiceVerdict) -> Plan:
+    spec, generation = look.service.spec, look.service.metadata.generation or 1
+    host = spec.access.ingress.host if spec.access.ingress else None
+    inside = f"http://{serve_service_name(look.service.metadata.name)}.{look.service.metadata.namespace}.svc:8000"
+    status = build_service_status(
+        look.old,
+        verdict,
+        generation=generation,
+        url=(f"https://{host}" if spec.access.ingress and spec.access.ingress.tls_secret_ref else f"http://{host}")
+        if host
+        else inside,
+        gpus=spec.compute.per_replica.gpus * spec.scaling.min_replicas,
+        now=look.now,
+    )
+    return Plan(status=status)

@@ -1,0 +1,73 @@
+"""Polls the state endpoint of services whose clusters are up: what a replica knows of itself goes into the store."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+import aiohttp
+
+from plinth_operator.facts import ReplicaState
+from plinth_operator.plan.access import serve_service_name
+from plinth_operator.queue import WorkQueue
+from plinth_operator.store import Key, Resource, Store
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 5.0
+_REQUEST_SECONDS = 4.0
+_AT_ONCE = 16
+
+
+class ServicePoller:
+    """One loop over all services; one that does not answer loses its state."""
+
+    def __init__(self, store: Store, queue: WorkQueue[Key], *, url: str, now: Callable[[], datetime]) -> None:
+        """Take the pattern of the endpoint's address, with {service} and {namespace}."""
+        self._store = store
+        self._queue = queue
+        self._url = url
+        self._now = now
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        limit = asyncio.Semaphore(_AT_ONCE)
+        timeout = aiohttp.ClientTimeout(total=_REQUEST_SECONDS)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            while True:
+                services = [item for item in self._store.resources.items() if item[0].kind == "ModelService"]
+                up = [(key, found) for key, found in services if self._store.observe(key).ray_services]
+                await asyncio.gather(*(self._poll(session, limit, key, found) for key, found in up))
+                await asyncio.sleep(_POLL_SECONDS)
+
+    async def _poll(
+        self, session: aiohttp.ClientSession, limit: asyncio.Semaphore, key: Key, resource: Resource
+    ) -> None:
+        async with limit:
+            state = await self._read(session, key)
+        known = resource.replica
+        resource.replica = state
+        if _told(known) != _told(state):
+            self._queue.add(key)
+
+    async def _read(self, session: aiohttp.ClientSession, key: Key) -> ReplicaState | None:
+        try:
+            url = self._url.format(service=serve_service_name(key.name), namespace=key.namespace)
+            async with session.get(url) as answer:
+                if answer.status != 200:
+                    return None
+                document = await answer.json()
+                return ReplicaState(
+                    model_uri=document["modelUri"] or "",
+                    target_uri=document["targetUri"] or "",
+                    load_error=document["loadError"] or "",
+                    read_at=self._now(),
+                )
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError):
+            return None
+
+
+def _told(state: ReplicaState | None) -> ReplicaState | None:
+    """The state without the time at which it was read."""
+    return replace(state, read_at=datetime.min) if state else None

@@ -1,0 +1,54 @@
+"""Kubernetes Events: one for each change of phase or reason, none for anything else. Pure."""
+
+import hashlib
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Protocol
+
+from plinth_operator.constants import FIELD_MANAGER, GROUP, VERSION
+from plinth_operator.facts import Manifest
+
+_WARNINGS = ("Failed", "Degraded")
+
+
+class _Key(Protocol):
+    @property
+    def kind(self) -> str: ...
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+def event_of(key: _Key, uid: str, old: Mapping[str, Any], new: Mapping[str, Any], *, now: datetime) -> Manifest | None:
+    """The Event for a change of status; None where neither phase nor reason has changed.
+
+    Its name is made of what it says, so that a transition that is told twice is one Event.
+    """
+    before, after = (old.get("phase"), old.get("reason")), (new.get("phase"), new.get("reason"))
+    if before == after:
+        return None
+    phase, reason = str(new["phase"]), str(new.get("reason") or new["phase"])
+    stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    identity = hashlib.sha256(f"{uid} {before} {after} {stamp}".encode()).hexdigest()[:10]
+    was = f"{old['phase']} -> {phase}" if old.get("phase") else phase
+    message = f"{was}: {new['message']}" if new.get("message") else was
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": f"{key.name}.{identity}", "namespace": key.namespace},
+        "involvedObject": {
+            "apiVersion": f"{GROUP}/{VERSION}",
+            "kind": key.kind,
+            "namespace": key.namespace,
+            "name": key.name,
+            "uid": uid,
+        },
+        "type": "Warning" if phase in _WARNINGS or reason != phase else "Normal",
+        "reason": reason,
+        "message": message[:1024],
+        "source": {"component": FIELD_MANAGER},
+        "firstTimestamp": stamp,
+        "lastTimestamp": stamp,
+        "count": 1,
+    }

@@ -1,0 +1,129 @@
+"""The status of a service: ready only if a real request would be answered by the version that is asked for. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from plinth_api.status import ModelStatus, ServicePhase, ServiceStatus, Usage
+from plinth_operator.facts import PodFacts, RayClusterFacts, RayServiceFacts, ReplicaState
+from plinth_operator.status.causes import service_cause
+from plinth_operator.status.conditions import kstatus_conditions, set_condition
+from plinth_operator.status.reasons import Cause
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceVerdict:
+    """Where a service stands.
+
+    Attributes:
+        phase: The phase to show.
+        cause: Why it is no further; None where all is as it should be.
+        accepted: Whether the spec can be carried out.
+        model_uri: The version that answers requests; empty while none does.
+        replicas: Worker pods there are, and of them ready.
+        change: What a change of the cluster that is under way takes; empty where there is none.
+        answering: Whether a request would be answered now.
+    """
+
+    phase: ServicePhase
+    cause: Cause | None
+    accepted: bool = True
+    model_uri: str = ""
+    replicas: tuple[int, int] = (0, 0)
+    change: str = ""
+    answering: bool = False
+
+
+def service_verdict(
+    ray_service: RayServiceFacts | None,
+    pods: Sequence[PodFacts],
+    clusters: Sequence[RayClusterFacts],
+    replica: ReplicaState | None,
+    target: str,
+    replacing: bool,
+) -> ServiceVerdict:
+    """Where a service stands whose objects are made.
+
+    Args:
+        ray_service: The RayService; None where it is yet to be made.
+        pods: Its pods, of all its clusters.
+        clusters: Its clusters.
+        replica: What a replica last said of itself.
+        target: URI of the version that is asked for.
+        replacing: Whether the RayService is deleted to make room for another.
+    """
+    if ray_service is None or replacing:
+        return ServiceVerdict("Updating" if replacing else "Starting", None)
+    workers = [pod for pod in pods if pod.role == "worker"]
+    replicas = (len(workers), sum(pod.ready for pod in workers))
+    cause = service_cause(ray_service, pods, clusters, replica)
+    answering = ray_service.ready and replica is not None and bool(replica.model_uri)
+    used = replica.model_uri if replica else ""
+    change = ""
+    if ray_service.pending is not None and ray_service.active is not None:
+        change = "a second cluster is started beside the one that answers: until then twice the machines are held"
+    if not answering:
+        phase: ServicePhase = "Degraded" if replica is not None and cause else "Starting"
+        return ServiceVerdict(phase, cause, model_uri=used, replicas=replicas, change=change)
+    if change or used != target:
+        return ServiceVerdict("Updating", cause, model_uri=used, replicas=replicas, change=change, answering=True)
+    return ServiceVerdict("Degraded" if cause else "Ready", cause, model_uri=used, replicas=replicas, answering=True)
+
+
+def build_service_status(
+    old: ServiceStatus, verdict: ServiceVerdict, *, generation: int, url: str = "", gpus: int = 0, now: datetime
+) -> dict[str, Any]:
+    """The new status in wire form.
+
+    Args:
+        old: The status as it stands.
+        verdict: Where the service stands.
+        generation: Generation of the spec that this speaks of.
+        url: Where the service answers.
+        gpus: GPUs of the replicas that it keeps at least.
+        now: The time.
+    """
+    cause, phase = verdict.cause, verdict.phase
+    reason, message = (cause.reason, cause.message) if cause else (phase, verdict.change)
+    conditions = set_condition(
+        old.conditions,
+        "Accepted",
+        "True" if verdict.accepted else "False",
+        "Accepted" if verdict.accepted else reason,
+        "the spec can be carried out" if verdict.accepted else message,
+        now=now,
+        generation=generation,
+    )
+    conditions = set_condition(
+        conditions,
+        "Updating",
+        "True" if phase == "Updating" else "False",
+        reason,
+        message,
+        now=now,
+        generation=generation,
+    )
+    total, ready = verdict.replicas
+    status = ServiceStatus(
+        observed_generation=generation,
+        phase=phase,
+        reason=cause.reason if cause else "",
+        message=message,
+        conditions=kstatus_conditions(
+            conditions, phase, reason, message, now=now, generation=generation, ready=verdict.answering
+        ),
+        url=url or old.url,
+        model=_model(verdict.model_uri) or old.model,
+        replicas=total,
+        ready_replicas=ready,
+        usage=Usage(gpus=gpus),
+    )
+    return status.to_wire()
+
+
+def _model(uri: str) -> ModelStatus | None:
+    if not uri:
+        return None
+    name, _, version = uri.split(":", 1)[1].strip("/").rpartition("/" if uri.startswith("models:") else "@")
+    return ModelStatus(name=name or version, version=version if name else "", uri=uri)

@@ -1,0 +1,232 @@
+"""What reconcile needs of MLflow, asked for in the background: no reconcile ever waits for MLflow.
+
+Requests are kept while MLflow is away, and one of them is tried again ever more slowly until it is back.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from plinth_operator.constants import UID_TAG
+from plinth_operator.facts import RunFacts
+from plinth_operator.mlflow import Mlflow, MlflowError, MlflowUnavailable
+from plinth_operator.plan.plan import Plan, RunRequest
+from plinth_operator.queue import WorkQueue
+from plinth_operator.store import Key, Resource, Store
+
+logger = logging.getLogger(__name__)
+
+_WORKERS = 4
+_PAGE = 100
+_SHORTEST_POLL_SECONDS = 5.0
+_LONGEST_POLL_SECONDS = 60.0
+_POLL_SHARE = 0.05
+"""Polling takes at most this share of the time."""
+
+_READ_SPACING_SECONDS = 1.0
+_FIRST_BACKOFF_SECONDS = 0.5
+_LAST_BACKOFF_SECONDS = 30.0
+_ACTIVE = ("Starting", "Training", "Evaluating")
+
+
+@dataclass(slots=True)
+class _Request:
+    """What is wanted for one resource; wishes that come meanwhile are merged into it."""
+
+    uid: str
+    run: RunRequest | None = None
+    versions: set[str] = field(default_factory=set)
+    end: tuple[str, str] | None = None
+    read: bool = False
+
+
+class Tracking:
+    """The requests, their workers and the loop that polls running jobs."""
+
+    def __init__(
+        self,
+        mlflow: Mlflow,
+        store: Store,
+        queue: WorkQueue[Key],
+        *,
+        namespace: str,
+        now: Callable[[], datetime],
+    ) -> None:
+        """Take where facts go to, and the one namespace that is served (empty for all)."""
+        self._mlflow = mlflow
+        self._store = store
+        self._queue = queue
+        self._namespace = namespace
+        self._now = now
+        self._requests: dict[Key, _Request] = {}
+        self._lines: asyncio.Queue[Key] = asyncio.Queue()
+        self._reads: dict[Key, float] = {}
+        self._up = asyncio.Event()
+        self._up.set()
+        self._failures = 0
+
+    def want(self, key: Key, uid: str, plan: Plan, run: RunFacts | None) -> None:
+        """Ask for what a plan needs; returns at once."""
+        end = (run.run_id, plan.end_run) if run and plan.end_run else None
+        read = plan.want_read and time.monotonic() - self._reads.get(key, 0.0) > _READ_SPACING_SECONDS
+        if plan.want_run or plan.want_versions or end or read:
+            self._add(key, _Request(uid, plan.want_run, set(plan.want_versions), end, read))
+
+    def abandon(self, key: Key, resource: Resource) -> None:
+        """End the run of a resource that is gone."""
+        run = resource.run
+        self._reads.pop(key, None)
+        if run is not None and run.status in ("", "RUNNING"):
+            self._add(key, _Request(resource.uid, end=(run.run_id, "KILLED")))
+
+    async def run(self) -> None:
+        """Serve requests and poll, until cancelled."""
+        await self._adopt_with_patience()
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_WORKERS):
+                group.create_task(self._work())
+            group.create_task(self._poll_forever())
+
+    def _add(self, key: Key, request: _Request) -> None:
+        waiting = self._requests.get(key)
+        if waiting is None or waiting.uid != request.uid:
+            self._requests[key] = request
+            self._lines.put_nowait(key)
+            return
+        waiting.run = waiting.run or request.run
+        waiting.versions |= request.versions
+        waiting.end = request.end or waiting.end
+        waiting.read = waiting.read or request.read
+
+    async def _adopt_with_patience(self) -> None:
+        while not await self._try(self._adopt):
+            await asyncio.sleep(self._backoff())
+
+    async def _adopt(self) -> None:
+        """Find the runs that earlier operators created; end those whose resources are gone."""
+        async for run in self._mlflow.running_runs():
+            if self._namespace and run.tags.get("plinth.namespace") != self._namespace:
+                continue
+            key = self._store.key_of(run.tags.get(UID_TAG, ""))
+            if key is None:
+                logger.info("ending run %s of a resource that is gone", run.run_id)
+                await self._mlflow.end_run(run.run_id, "KILLED")
+                continue
+            self._store.resources[key].run = replace(run, read_at=self._now())
+            self._queue.add(key)
+
+    async def _work(self) -> None:
+        while True:
+            key = await self._lines.get()
+            await self._up.wait()
+            request = self._requests.pop(key, None)
+            if request is None:
+                continue
+            if not await self._try(lambda key=key, request=request: self._serve(key, request)):  # type: ignore[misc]
+                self._add(key, request)
+                if self._up.is_set():
+                    self._up.clear()
+                    asyncio.get_running_loop().call_later(self._backoff(), self._up.set)
+
+    async def _serve(self, key: Key, request: _Request) -> None:
+        """Carry out one request; what is done is struck off, so that a retry does not do it twice."""
+        resource = self._store.resources.get(key)
+        if resource is not None and resource.uid != request.uid:
+            resource = None
+        if request.end is not None:
+            run_id, status = request.end
+            await self._mlflow.end_run(run_id, status)
+            request.end = None
+            if resource is not None and resource.run is not None and resource.run.run_id == run_id:
+                resource.run = replace(resource.run, status=status)
+        if resource is None:
+            return
+        news = False
+        if request.run is not None and resource.run is None:
+            created = await self._mlflow.create_run(request.run.experiment, request.run.name, request.run.tags)
+            resource.run = replace(created, read_at=self._now())
+            news = True
+        request.run = None
+        for uri in sorted(request.versions):
+            version = await self._mlflow.resolve_alias(uri)
+            news = news or resource.versions.get(uri) != version
+            resource.versions[uri] = version
+            request.versions.discard(uri)
+        if request.read:
+            self._reads[key] = time.monotonic()
+            await self._read([(key, resource)])
+            news = True
+        if news:
+            self._queue.add(key)
+
+    async def _poll_forever(self) -> None:
+        while True:
+            started = time.monotonic()
+            await self._up.wait()
+            active = [(key, found) for key, found in self._store.jobs() if _is_active(found)]
+            for start in range(0, len(active), _PAGE):
+                batch = active[start : start + _PAGE]
+                if not await self._try(lambda batch=batch: self._read(batch)):  # type: ignore[misc]
+                    await asyncio.sleep(self._backoff())
+                    break
+            taken = time.monotonic() - started
+            await asyncio.sleep(min(_LONGEST_POLL_SECONDS, max(_SHORTEST_POLL_SECONDS, taken / _POLL_SHARE)))
+
+    async def _read(self, batch: Sequence[tuple[Key, Resource]]) -> None:
+        """Read the runs of at most 100 jobs in one request."""
+        runs = {}
+        for key, resource in batch:
+            run = resource.run or _run_in_status(resource)
+            if run is not None:
+                runs[run.run_id] = (key, resource, run)
+        if not runs:
+            return
+        experiments = sorted({run.experiment_id for _, _, run in runs.values()})
+        found = {run.run_id: run for run in await self._mlflow.read_runs(experiments, list(runs))}
+        for run_id, (key, resource, known) in runs.items():
+            # A run that somebody deleted is neither running nor ended.
+            newest = found.get(run_id, RunFacts(run_id, known.experiment_id, status="DELETED"))
+            resource.run = replace(newest, read_at=self._now())
+            if replace(known, read_at=None) != newest:
+                self._queue.add(key)
+
+    async def _try(self, action: Callable[[], Awaitable[None]]) -> bool:
+        """Whether the action went through; when MLflow goes away or comes back, everybody who waits hears of it."""
+        try:
+            await action()
+        except MlflowUnavailable as error:
+            self._failures += 1
+            self._tell(f"MLflow does not answer ({error}); it is asked again until it does")
+            return False
+        except MlflowError as error:
+            # A refusal is told like an outage, and tried again: somebody may put MLflow right.
+            self._failures += 1
+            self._tell(f"MLflow refuses: {error}")
+            return False
+        self._failures = 0
+        self._tell("")
+        return True
+
+    def _tell(self, error: str) -> None:
+        was, self._store.tracking_error = self._store.tracking_error, error
+        if bool(was) != bool(error):
+            logger.warning("%s", error or "MLflow answers again")
+            for key in list(self._store.resources):
+                self._queue.add(key)
+
+    def _backoff(self) -> float:
+        return min(_LAST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * float(2 ** min(self._failures, 10)))
+
+
+def _is_active(resource: Resource) -> bool:
+    return resource.status_document().get("phase") in _ACTIVE
+
+
+def _run_in_status(resource: Resource) -> RunFacts | None:
+    tracking = resource.status_document().get("tracking") or {}
+    if "runId" not in tracking:
+        return None
+    return RunFacts(tracking["runId"], tracking.get("experimentId", ""))

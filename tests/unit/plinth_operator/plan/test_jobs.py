@@ -1,0 +1,190 @@
+"""The life of a job through plan_job."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from makers import fine_tune_document, pretrain_document
+from plinth_operator.facts import ClaimFacts, Observed, PodFacts, RayJobFacts, RunFacts
+from plinth_operator.plan.jobs import plan_job
+from plinth_operator.plan.plan import Plan
+from rendering import SETTINGS, UID
+
+T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)
+CLAIM = ClaimFacts(
+    "PersistentVolumeClaim", "team-a", "plinth", "c", "", 1, phase="Bound", access_modes=("ReadWriteMany",)
+)
+RUN = RunFacts("r1", "1", status="RUNNING", read_at=T0)
+SEEN = Observed(claims={"plinth": CLAIM}, run=RUN)
+HEAD = PodFacts("Pod", "team-a", "head", "h", UID, 1, role="head", ray_cluster="c1", phase="Running", ready=True)
+
+
+def at(seconds: float) -> datetime:
+    return T0 + timedelta(seconds=seconds)
+
+
+def ray_job(attempt: int = 1, **fields: Any) -> RayJobFacts:
+    known = {"created_at": T0, "started_at": T0, "ray_cluster": "c1", **fields}
+    return RayJobFacts("RayJob", "team-a", f"tiny-abcde-{attempt}", f"j{attempt}", UID, 1, attempt=attempt, **known)
+
+
+RUNNING = ray_job(deployment_status="Running", job_status="RUNNING")
+DONE = ray_job(deployment_status="Complete", job_status="SUCCEEDED", ended_at=at(50))
+FAILED = ray_job(deployment_status="Failed", job_status="FAILED", reason="AppFailed", ended_at=at(50))
+LIVE = replace(SEEN, ray_jobs=(RUNNING,), pods=(HEAD,))
+
+
+def plan(seen: Observed, status: dict[str, Any] | None = None, now: float = 60, **spec: Any) -> Plan:
+    """The plan; which is the same when asked again, and keeps its status when that is fed back."""
+    document = pretrain_document(namespace="team-a", uid=UID, **spec)
+    document["metadata"]["generation"] = 1
+    document["status"] = status or {}
+    found = plan_job(document, seen, settings=SETTINGS, now=at(now))
+    assert plan_job(document, seen, settings=SETTINGS, now=at(now)) == found
+    again = plan_job({**document, "status": found.status}, seen, settings=SETTINGS, now=at(now))
+    assert again.status == found.status
+    return found
+
+
+def record(**fields: Any) -> RunFacts:
+    return replace(RUN, **{"read_at": at(55), "status": "FINISHED", **fields})
+
+
+@pytest.mark.parametrize(
+    ("seen", "spec", "phase", "reason"),
+    [
+        pytest.param(replace(SEEN, kuberay=False), {}, "Pending", "KubeRayMissing", id="without KubeRay it waits"),
+        pytest.param(replace(SEEN, claims={}), {}, "Pending", "VolumeNotFound", id="without its claim it waits"),
+        pytest.param(
+            replace(SEEN, run=None, tracking_error="away"), {}, "Pending", "TrackingUnavailable", id="without MLflow"
+        ),
+        pytest.param(replace(SEEN, run=None), {}, "Pending", None, id="without a run it asks for one"),
+        pytest.param(SEEN, {"suspend": True}, "Suspended", None, id="a suspended job does not start"),
+        pytest.param(SEEN, {"training": {"steps": -1}}, "Failed", "InvalidSpec", id="an invalid spec is refused"),
+    ],
+)
+def test_a_gate_holds_with_its_reason_and_creates_nothing(seen: Observed, spec: Any, phase: str, reason: str | None):
+    found = plan(seen, **spec)
+    assert (found.status["phase"], found.status.get("reason") or None) == (phase, reason)
+    assert found.children == ()
+    assert (found.want_run is not None) == (reason is None and phase == "Pending")
+
+
+@pytest.mark.parametrize("version", [pytest.param("", id="no such alias"), pytest.param(None, id="not asked yet")])
+def test_an_alias_that_is_not_known_is_asked_for(version: str | None):
+    document = fine_tune_document(namespace="team-a", uid=UID, model={"uri": "models:/tiny@best"})
+    document["metadata"]["generation"] = 1
+    uri = plan_job(document, SEEN, settings=SETTINGS, now=T0).want_versions[0]
+    seen = replace(SEEN, versions={} if version is None else {uri: version})
+    found = plan_job(document, seen, settings=SETTINGS, now=T0)
+    assert (found.want_versions, found.children) == ((uri,), ())
+    assert (found.status.get("reason") == "ModelNotFound") == (version == "")
+
+
+def test_children_are_created_in_order():
+    found = plan(SEEN)
+    assert [child["kind"] for child in found.children] == ["ConfigMap", "NetworkPolicy", "RayJob"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "phase", "reason"),
+    [
+        pytest.param(replace(SEEN, ray_jobs=(ray_job(),)), "Starting", None, id="a new RayJob is starting"),
+        pytest.param(
+            replace(SEEN, ray_jobs=(ray_job(),), pods=(replace(HEAD, phase="Pending", unschedulable="no node"),)),
+            "Starting",
+            "Unschedulable",
+            id="a pod without a node is the reason",
+        ),
+        pytest.param(replace(LIVE, run=record(status="RUNNING", step=3)), "Training", None, id="a step is training"),
+        pytest.param(
+            replace(LIVE, run=record(status="RUNNING", tags={"plinth.phase": "evaluating"})),
+            "Evaluating",
+            None,
+            id="the run says that it evaluates",
+        ),
+        pytest.param(replace(SEEN, ray_jobs=(DONE,)), "Evaluating", None, id="an end waits for the record"),
+        pytest.param(replace(SEEN, ray_jobs=(DONE,), run=record()), "Succeeded", None, id="success with the record"),
+        pytest.param(
+            replace(SEEN, ray_jobs=(DONE,), run=record(tags={"plinth.gate": "Failed"})),
+            "Failed",
+            "GateFailed",
+            id="a failed gate fails the job",
+        ),
+        pytest.param(
+            replace(SEEN, ray_jobs=(FAILED,), run=record(status="FAILED", tags={"plinth.failureReason": "LossNaN"})),
+            "Failed",
+            "LossNaN",
+            id="a failure by record is final",
+        ),
+        pytest.param(SEEN, "Starting", None, id="nothing exists yet"),
+    ],
+)
+def test_the_phase_is_what_is_observed(seen: Observed, phase: str, reason: str | None):
+    found = plan(seen).status
+    assert (found["phase"], found.get("reason") or None) == (phase, reason)
+
+
+@pytest.mark.parametrize(
+    ("spec", "seen", "outcome"),
+    [
+        pytest.param({}, replace(LIVE, pods=()), "HeadLost", id="the head is lost"),
+        pytest.param({"suspend": True}, LIVE, "Suspended", id="the job is suspended"),
+        pytest.param({"activeDeadlineSeconds": 30}, LIVE, "DeadlineExceeded", id="the deadline is over"),
+    ],
+)
+def test_an_attempt_that_must_end_is_deleted(spec: Any, seen: Observed, outcome: str):
+    found = plan(seen, **spec)
+    assert (found.deletions, found.children) == ((RUNNING,), ())
+    assert found.status["attempts"][-1]["outcome"] == outcome
+
+
+def test_a_lost_head_is_followed_by_another_attempt_after_the_wait():
+    lost = plan(replace(LIVE, pods=())).status
+    assert plan(SEEN, lost, now=69).children == ()
+    assert plan(SEEN, lost, now=70).children[-1]["metadata"]["name"] == "tiny-abcde-2"
+
+
+def test_a_suspended_job_goes_on_at_once_when_it_is_resumed():
+    suspended = plan(LIVE, suspend=True).status
+    assert plan(SEEN, suspended).children[-1]["metadata"]["name"] == "tiny-abcde-2"
+
+
+def test_a_rayjob_deleted_by_hand_is_a_failure_that_is_tried_again():
+    found = plan(SEEN, plan(LIVE).status).status
+    assert (found["phase"], found["attempts"][-1]["outcome"]) == ("Pending", "RayJobDeleted")
+
+
+def test_the_end_survives_its_children_which_ttl_deletes():
+    seen = replace(SEEN, ray_jobs=(DONE,), run=record())
+    ended = plan(seen).status
+    assert plan(SEEN, ended).status == ended
+    assert plan(seen, ended, now=149, ttlSecondsAfterFinished=100).deletions == ()
+    assert plan(seen, ended, now=150, ttlSecondsAfterFinished=100).deletions == (DONE,)
+
+
+def test_a_changed_spec_is_told():
+    found = plan(replace(LIVE, ray_jobs=(replace(RUNNING, spec_hash="older"),))).status
+    assert next(one for one in found["conditions"] if one["type"] == "Accepted")["reason"] == "SpecChanged"
+
+
+def test_kueue_takes_the_machines_and_gives_them_back():
+    queue = {"compute": {"queueName": "q"}}
+    held = ray_job(suspended=True, started_at=None)
+    queued = plan(replace(SEEN, ray_jobs=(held,)), **queue).status
+    running = plan(LIVE, queued, **queue).status
+    preempted = plan(replace(SEEN, ray_jobs=(replace(RUNNING, suspended=True),)), running, **queue).status
+    resumed = plan(replace(LIVE, ray_jobs=(replace(RUNNING, started_at=at(80)),)), preempted, now=90, **queue).status
+    assert [one["phase"] for one in (queued, running, preempted, resumed)] == [
+        *("Queued", "Starting", "Queued", "Starting")
+    ]
+    assert [(one["number"], one.get("outcome")) for one in resumed["attempts"]] == [(1, "Preempted"), (2, None)]
+
+
+def test_a_suspension_whose_status_was_not_written_is_still_a_suspension():
+    running = plan(LIVE).status
+    suspended = plan(SEEN, running, suspend=True).status
+    assert suspended["phase"] == "Suspended"
+    assert [attempt["outcome"] for attempt in suspended["attempts"]] == ["Suspended"]

@@ -1,0 +1,105 @@
+"""What plan_service does about a service."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from makers import service_document
+from plinth_operator.constants import CLUSTER_HASH_ANNOTATION, HASH_ANNOTATION
+from plinth_operator.facts import ApplicationFacts, Manifest, ObjectFacts, Observed, RayServiceFacts, ReplicaState
+from plinth_operator.plan.plan import Plan
+from plinth_operator.plan.services import plan_service
+from rendering import SETTINGS, UID
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+ALIAS, V3, V4 = "models:/team-a.tiny-chat@champion", "models:/team-a.tiny-chat/3", "models:/team-a.tiny-chat/4"
+SEEN = Observed(versions={ALIAS: V3})
+OTHER_IMAGE = {"compute": {"image": "other:2"}}
+
+
+def plan(seen: Observed, status: dict[str, Any] | None = None, **spec: Any) -> Plan:
+    document = service_document(namespace="team-a", uid=UID, **spec)
+    document["metadata"]["generation"] = 1
+    return plan_service({**document, "status": status or {}}, seen, settings=SETTINGS, now=NOW)
+
+
+def facts(manifest: Manifest) -> dict[str, Any]:
+    meta = manifest["metadata"]
+    return {
+        **{"kind": manifest["kind"], "namespace": "team-a", "name": meta["name"], "uid": meta["name"]},
+        **{"owner_uid": UID, "resource_version": 1, "hash": meta["annotations"][HASH_ANNOTATION]},
+        "spec": json.dumps(manifest["spec"]),
+    }
+
+
+def made(**fields: Any) -> Observed:
+    """The service as it is once its children are made and answer with version 3."""
+    policy, service = plan(SEEN).children
+    known = RayServiceFacts(
+        **facts(service),
+        cluster_hash=service["metadata"]["annotations"][CLUSTER_HASH_ANNOTATION],
+        serve_config=service["spec"]["serveConfigV2"],
+        ready=True,
+        active=ApplicationFacts("c1", "RUNNING"),
+    )
+    replica = ReplicaState(V3, V3, "", NOW)
+    return replace(
+        SEEN, **{"children": (ObjectFacts(**facts(policy)),), "ray_services": (known,), "replica": replica, **fields}
+    )
+
+
+def kinds(found: Plan) -> list[str]:
+    return [child["kind"] for child in found.children]
+
+
+def test_an_alias_is_pinned_to_its_version():
+    assert plan(replace(SEEN, versions={})).want_versions == (ALIAS,)
+    found = plan(SEEN)
+    assert kinds(found) == ["NetworkPolicy", "RayService"]
+    assert V3 in found.children[-1]["spec"]["serveConfigV2"]
+
+
+def test_what_is_as_wanted_is_left_alone():
+    found = plan(made())
+    assert (found.children, found.deletions) == ((), ())
+
+
+def test_while_mlflow_is_away_the_version_in_use_stays():
+    found = plan(made(versions={}, tracking_error="away"), plan(made()).status)
+    assert (found.children, found.status["phase"]) == ((), "Ready")
+
+
+@pytest.mark.parametrize(
+    ("fields", "phase"),
+    [
+        pytest.param({}, "Ready", id="the version that is asked for answers"),
+        pytest.param({"replica": ReplicaState(V4, V3, "", NOW)}, "Updating", id="another version answers"),
+        pytest.param({"replica": None}, "Starting", id="nobody answers"),
+        pytest.param({"versions": {ALIAS: V4}}, "Updating", id="the alias has moved"),
+    ],
+)
+def test_it_is_ready_only_when_the_wanted_version_answers(fields: dict[str, Any], phase: str):
+    assert plan(made(**fields)).status["phase"] == phase
+
+
+def test_a_surge_makes_one_change_at_a_time():
+    before = made()
+    (first,) = plan(replace(before, versions={ALIAS: V4}), **OTHER_IMAGE).children
+    assert first["spec"]["serveConfigV2"] == before.ray_services[0].serve_config
+    assert "other:2" in json.dumps(first["spec"])
+
+
+def test_recreate_deletes_first():
+    before = made()
+    found = plan(before, rollout={"clusterChange": "Recreate"}, **OTHER_IMAGE)
+    assert found.deletions == before.ray_services
+    assert "RayService" not in kinds(found)
+
+
+def test_an_edit_by_hand_is_undone():
+    before = made()
+    assert kinds(plan(replace(before, children=(replace(before.children[0], spec="{}"),)))) == ["NetworkPolicy"]
+    assert kinds(plan(replace(before, ray_services=(replace(before.ray_services[0], spec="{}"),)))) == ["RayService"]

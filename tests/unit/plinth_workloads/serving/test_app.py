@@ -1,0 +1,46 @@
+"""What changes in place is no argument of the replicas: they would be made anew."""
+
+import pytest
+
+from plinth_workloads.serving.app import build_app
+
+ARGS = {
+    "version": 1,
+    "name": "tiny",
+    "engine": "torch",
+    "trackingUri": "http://mlflow",
+    "gpus": 0,
+    "cpus": 1.0,
+    "workDir": "/work",
+}
+
+
+def deployment(**args):
+    return build_app({**ARGS, **args})._bound_deployment
+
+
+def test_a_model_and_a_scale_may_be_left_to_serve_s_config():
+    bound = deployment()
+    assert bound.num_replicas == 1
+    assert bound.user_config == {"uri": ""}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        pytest.param({"model": {"uri": "models:/m/2"}}, id="the model"),
+        pytest.param({"scaling": {"minReplicas": 1, "maxReplicas": 4, "targetOngoingRequests": 8}}, id="the scale"),
+    ],
+)
+def test_replicas_are_made_of_the_same_whatever_changes_in_place(args):
+    assert deployment(**args).init_args == deployment().init_args == (ARGS,)
+
+
+def test_bounds_that_differ_scale_by_load():
+    bound = deployment(scaling={"minReplicas": 1, "maxReplicas": 4, "targetOngoingRequests": 8})
+    config = bound._deployment_config.autoscaling_config
+    assert (config.min_replicas, config.max_replicas, config.target_ongoing_requests) == (1, 4, 8)
+
+
+def test_bounds_that_agree_are_a_number():
+    assert deployment(scaling={"minReplicas": 3, "maxReplicas": 3, "targetOngoingRequests": 8}).num_replicas == 3
