@@ -154,6 +154,18 @@ class ServeScaling(ApiModel):
     max_replicas: int = 1
     target_ongoing_requests: int = 16
 
+    def deployment_options(self) -> dict[str, Any]:
+        """The options of a Ray Serve deployment that say how many replicas it has."""
+        if self.min_replicas == self.max_replicas:
+            return {"num_replicas": self.max_replicas}
+        return {
+            "autoscaling_config": {
+                "min_replicas": self.min_replicas,
+                "max_replicas": self.max_replicas,
+                "target_ongoing_requests": self.target_ongoing_requests,
+            }
+        }
+
 
 class ServeRun(ApiModel):
     """Everything that a serving workload needs.

@@ -68,8 +68,8 @@ async def _run(settings: Settings) -> int:
             error = work.exception()
             logger.error("stopping: %s", error, exc_info=error)
         work.cancel()
-        await asyncio.wait((work, stop), timeout=1.0) if not work.done() else None
         stop.cancel()
+        await asyncio.wait((work, stop), timeout=1.0)
         if code == 0:
             await leader.release()
     return code

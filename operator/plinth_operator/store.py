@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from plinth_operator.constants import GROUP
+from plinth_api.parse import API_VERSION
 from plinth_operator.facts import (
     ClaimFacts,
     Manifest,
@@ -41,7 +41,7 @@ class Resource:
     status: str
     created_at: str
     deleting: bool
-    labels: str = "{}"
+    labels: str
     run: RunFacts | None = None
     versions: dict[str, str] = field(default_factory=dict)
     replica: ReplicaState | None = None
@@ -49,7 +49,7 @@ class Resource:
     def document(self, key: Key) -> Manifest:
         """The resource as JSON types, status included."""
         return {
-            "apiVersion": f"{GROUP}/v1alpha1",
+            "apiVersion": API_VERSION,
             "kind": key.kind,
             "metadata": {
                 "name": key.name,
@@ -57,6 +57,7 @@ class Resource:
                 "uid": self.uid,
                 "generation": self.generation,
                 "creationTimestamp": self.created_at,
+                "labels": json.loads(self.labels),
             },
             "spec": json.loads(self.spec),
             "status": json.loads(self.status),
@@ -104,6 +105,7 @@ class Store:
             status=json.dumps(manifest.get("status", {}), separators=(",", ":")),
             created_at=meta.get("creationTimestamp", ""),
             deleting="deletionTimestamp" in meta,
+            labels=json.dumps(meta.get("labels") or {}, separators=(",", ":")),
             run=same.run if same else None,
             versions=same.versions if same else {},
             replica=same.replica if same else None,

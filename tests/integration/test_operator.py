@@ -8,90 +8,38 @@ import mlflow
 import pytest
 
 from cluster.control_plane import wait_until
+from cluster.faulty_proxy import FaultyProxy
+from cluster.kubeconfig import write_kubeconfig
 from makers import fine_tune_document, pretrain_document, service_document
+from namespaces import Namespace
 from operators import OperatorProcess
-from servers import MlflowServer
 
 pytestmark = pytest.mark.integration
 
-PLURALS = {"PretrainJob": "pretrainjobs", "FineTuneJob": "finetunejobs", "ModelService": "modelservices"}
 DATA = {"train": [{"uri": "pvc://corpora/corpus.jsonl"}], "validation": {"fraction": 0.1}}
 CHECKPOINT = {"uri": "pvc://checkpoints/tiny"}
 
 
 @pytest.fixture(scope="module")
-def tracking(tmp_path_factory):
-    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
-    server.start()
-    yield server
-    server.stop()
+def proxy(control_plane):
+    with FaultyProxy(control_plane.url, control_plane.certificate, control_plane.certificate_key) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="module")
-def operator(tmp_path_factory, control_plane, tracking):
-    process = OperatorProcess(tmp_path_factory.mktemp("operator"), control_plane.kubeconfig, tracking.uri).start()
+def operator(tmp_path_factory, control_plane, proxy, tracking):
+    folder = tmp_path_factory.mktemp("operator")
+    kubeconfig = write_kubeconfig(
+        folder / "kubeconfig", proxy.url, control_plane.token, certificate=control_plane.certificate
+    )
+    process = OperatorProcess(folder, kubeconfig, tracking.uri).start()
     yield process
     process.kill()
 
 
 @pytest.fixture
 def cluster(control_plane, namespace, operator):
-    return Cluster(control_plane, namespace, operator)
-
-
-class Cluster:
-    """One namespace, with the verbs that the tests need."""
-
-    def __init__(self, plane, name, operator):
-        self.plane, self.namespace, self.operator = plane, name, operator
-
-    def path(self, group, plural, name=""):
-        base = f"/apis/{group}/namespaces/{self.namespace}/{plural}" if group else ""
-        base = base or f"/api/v1/namespaces/{self.namespace}/{plural}"
-        return f"{base}/{name}" if name else base
-
-    def items(self, group, plural):
-        return self.plane.request("GET", self.path(group, plural))["items"]
-
-    def claim(self, *names, mode="ReadWriteMany"):
-        for name in names:
-            spec = {"accessModes": [mode], "resources": {"requests": {"storage": "1Gi"}}}
-            meta = {"name": name, "namespace": self.namespace}
-            self.plane.apply(
-                {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec}, self.namespace
-            )
-
-    def create(self, document):
-        document["metadata"]["namespace"] = self.namespace
-        path = self.path("plinth.dev/v1alpha1", PLURALS[document["kind"]])
-        return self.plane.request("POST", path, json.dumps(document).encode())
-
-    def get(self, document):
-        path = self.path("plinth.dev/v1alpha1", PLURALS[document["kind"]], document["metadata"]["name"])
-        return self.plane.request("GET", path)
-
-    def merge(self, document, patch, status=False):
-        path = self.path("plinth.dev/v1alpha1", PLURALS[document["kind"]], document["metadata"]["name"])
-        return self.patch(path + ("/status" if status else ""), patch)
-
-    def patch(self, path, patch):
-        return self.plane.request("PATCH", path, json.dumps(patch).encode(), "application/merge-patch+json")
-
-    def wait_status(self, document, seconds=60, **wanted):
-        def reached():
-            status = self.get(document).get("status", {})
-            return status if all(status.get(field) == value for field, value in wanted.items()) else None
-
-        try:
-            return wait_until(reached, seconds, f"status {wanted}")
-        except TimeoutError as error:
-            status = self.get(document).get("status")
-            raise AssertionError(
-                f"{error}; it is {json.dumps(status, indent=1)}\n{self.operator.log.read_text()[-3000:]}"
-            ) from error
-
-    def ray_jobs(self):
-        return sorted(item["metadata"]["name"] for item in self.items("ray.io/v1", "rayjobs"))
+    return Namespace(control_plane, namespace, operator.log)
 
 
 def register(client, name, versions=1):
@@ -137,9 +85,9 @@ def test_an_alias_that_is_missing_holds_a_fine_tuning_until_it_is_there(cluster,
     document = fine_tune_document(model={"uri": "models:/base@champion"}, data=DATA, checkpoint=CHECKPOINT)
     cluster.create(document)
     status = cluster.wait_status(document, phase="Pending", reason="ModelNotFound")
-    assert f"models:/{cluster.namespace}.base@champion" in status["message"]
+    assert f"models:/{cluster.name}.base@champion" in status["message"]
     client = mlflow.MlflowClient(tracking.uri)
-    name = f"{cluster.namespace}.base"
+    name = f"{cluster.name}.base"
     register(client, name)
     client.set_registered_model_alias(name, "champion", "1")
     cluster.wait_status(document, phase="Starting")
@@ -195,41 +143,21 @@ def test_a_rayjob_deleted_by_hand_ends_its_attempt_and_the_next_one_starts(clust
     assert len(status["attempts"]) == 2
 
 
-def test_nothing_happens_when_nothing_changes(cluster):
+def test_nothing_happens_when_nothing_changes(cluster, proxy):
     cluster.claim("corpora", "checkpoints")
     cluster.create(pretrain())
     cluster.wait_status(pretrain(), phase="Starting", reason="Unschedulable")
-    wait_until(lambda: is_quiet(cluster.operator), 60, "the end of what earlier tests have left")
-    before, version = requests_of(cluster.operator), cluster.get(pretrain())["metadata"]["resourceVersion"]
+    wait_until(lambda: time.monotonic() - proxy.writes(cluster.name)[-1].time > 2, 60, "what follows a transition")
+    written = proxy.writes(cluster.name)
     time.sleep(8)
-    after = requests_of(cluster.operator)
-    assert cluster.get(pretrain())["metadata"]["resourceVersion"] == version
-    assert {method: after.get(method) for method in ("POST", "PATCH", "DELETE")} == {
-        method: before.get(method) for method in ("POST", "PATCH", "DELETE")
-    }
-
-
-def is_quiet(operator):
-    before = requests_of(operator)
-    time.sleep(3)
-    return {**requests_of(operator), "GET": 0} == {**before, "GET": 0}
-
-
-def requests_of(operator):
-    """Number of requests by method, the leader's lease left out."""
-    found = {}
-    for line in operator.get("/metrics").splitlines():
-        if line.startswith("plinth_api_requests_total"):
-            method = line.split('method="')[1].split('"')[0]
-            found[method] = found.get(method, 0) + float(line.rsplit(" ", 1)[1])
-    return found
+    assert proxy.writes(cluster.name) == written
 
 
 def test_a_deleted_job_leaves_nothing_behind_and_its_run_is_ended(cluster, tracking):
     cluster.claim("corpora", "checkpoints")
     cluster.create(pretrain())
     status = cluster.wait_status(pretrain(), phase="Starting")
-    cluster.plane.request("DELETE", cluster.path("plinth.dev/v1alpha1", "pretrainjobs", "tiny"))
+    cluster.delete(pretrain())
     wait_until(lambda: cluster.ray_jobs() == [], 60, "the end of the RayJob")
     client = mlflow.MlflowClient(tracking.uri)
     run_id = status["tracking"]["runId"]
@@ -274,7 +202,7 @@ def test_a_failed_program_is_final_and_says_what_the_program_said(cluster):
 
 def test_a_service_gets_a_ray_service_and_follows_its_alias_in_place(cluster, tracking):
     client = mlflow.MlflowClient(tracking.uri)
-    name = f"{cluster.namespace}.tiny-chat"
+    name = f"{cluster.name}.tiny-chat"
     register(client, name, versions=2)
     client.set_registered_model_alias(name, "champion", "1")
     cluster.create(service_document())
@@ -293,8 +221,8 @@ def test_a_service_gets_a_ray_service_and_follows_its_alias_in_place(cluster, tr
     assert cluster.get(service_document())["status"]["phase"] == "Starting"
 
 
-def test_the_probes_tell_health_and_numbers(cluster):
-    assert cluster.operator.get("/healthz") == "ok"
-    assert "plinth_reconciles_total" in cluster.operator.get("/metrics")
+def test_the_probes_tell_health_and_numbers(operator):
+    assert operator.get("/healthz") == "ok"
+    assert "plinth_reconciles_total" in operator.get("/metrics")
     with pytest.raises(urllib.error.HTTPError):
-        cluster.operator.get("/nothing")
+        operator.get("/nothing")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from plinth_api.status import Attempt, CheckpointStatus
 from plinth_operator.facts import RayJobFacts, RunFacts
-from plinth_operator.status.reasons import REASONS, Retry
+from plinth_operator.status.reasons import REASONS, Retry, retry_of
 
 SUCCEEDED = "Succeeded"
 SUSPENDED = "Suspended"
@@ -102,7 +102,7 @@ def next_step(attempts: Sequence[Attempt], max_restarts: int, now: datetime) -> 
     outcome = last.outcome or "UserCodeError"
     if outcome == SUCCEEDED:
         return Next("succeed")
-    retry = Retry.FREE if outcome == SUSPENDED else REASONS[outcome].retry if outcome in REASONS else Retry.BUDGET
+    retry = retry_of(outcome)
     if retry is Retry.FREE:
         return Next("start")
     failures = num_failures(attempts)
@@ -116,12 +116,3 @@ def num_failures(attempts: Sequence[Attempt]) -> int:
     """The attempts that count against restart.maxRestarts."""
     outcomes = [attempt.outcome for attempt in attempts if attempt.outcome is not None]
     return sum(REASONS[outcome].retry is Retry.BUDGET for outcome in outcomes if outcome in REASONS)
-
-
-def seconds_held(attempts: Sequence[Attempt], now: datetime) -> float:
-    """The seconds that the attempts have held their machines, in all."""
-    return sum(
-        ((attempt.finished_at or now) - attempt.started_at).total_seconds()
-        for attempt in attempts
-        if attempt.started_at is not None
-    )

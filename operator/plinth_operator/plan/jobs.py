@@ -22,17 +22,17 @@ from plinth_operator.plan.attempts import (
     is_waiting_in_queue,
     known_attempts,
     next_step,
-    seconds_held,
 )
 from plinth_operator.plan.children import job_children
+from plinth_operator.plan.existence import missing_cause
 from plinth_operator.plan.plan import Plan, RunRequest
 from plinth_operator.plan.raycluster import build_ray_cluster_spec
 from plinth_operator.plan.rayjob import attempt_spec_hash
 from plinth_operator.plan.run_config import resolve_settings_for
-from plinth_operator.plan.storage import missing_claims, storage_problems
+from plinth_operator.plan.storage import storage_problems
 from plinth_operator.settings import Settings
 from plinth_operator.status.causes import failure_cause, lost_head_cause, waiting_cause
-from plinth_operator.status.jobs import Verdict, build_job_status
+from plinth_operator.status.jobs import Verdict, build_job_status, seconds_held
 from plinth_operator.status.progress import checkpoint_from_run
 from plinth_operator.status.reasons import Cause
 
@@ -72,8 +72,8 @@ def plan_job(document: Manifest, seen: Observed, *, settings: Settings, now: dat
     look = _Look(job, old, seen, settings, now)
     if old.phase in ("Succeeded", "Failed") and old.attempts:
         return _plan_after_end(look)
-    problems = _problems(look)
-    if problems and not old.attempts and not seen.ray_jobs:
+    has_begun = bool(old.attempts or seen.ray_jobs)
+    if not has_begun and (problems := _problems(look)):
         return _refused(document, old, seen, InvalidSpec(*problems), now)
     return _plan_attempts(look)
 
@@ -268,18 +268,10 @@ def _start(look: _Look, attempts: list[Attempt]) -> Plan:
 
 def _held_back(look: _Look, aliases: Sequence[str]) -> Cause | None:
     seen = look.seen
-    if not seen.kuberay:
-        return Cause("KubeRayMissing", "the kinds of ray.io/v1 are not served; install KubeRay 1.5 or newer")
-    missing = missing_claims(look.job, seen.claims, look.settings)
-    if missing:
-        named = ", ".join(missing)
-        return Cause("VolumeNotFound", f"the PersistentVolumeClaim {named} does not exist in this namespace; create it")
-    for uri in aliases:
-        if seen.versions.get(uri) == "":
-            return Cause("ModelNotFound", f"{uri} does not exist in the registry; it is looked for again every 10 s")
-    if seen.tracking_error and (seen.run is None and look.old.tracking is None):
+    missing = missing_cause(look.job, seen, aliases, seen.versions, look.settings)
+    if missing is None and seen.tracking_error and seen.run is None and look.old.tracking is None:
         return Cause("TrackingUnavailable", seen.tracking_error)
-    return None
+    return missing
 
 
 def _run_request(job: Job, settings: Settings) -> RunRequest:
@@ -297,7 +289,7 @@ def _wanted_end(look: _Look, phase: str) -> str:
     run = look.seen.run
     if run is None or run.status in _TERMINAL_RUN:
         return ""
-    return "FINISHED" if phase == "Succeeded" or (look.seen.run and run.tags.get(GATE) == "Failed") else "FAILED"
+    return "FINISHED" if phase == "Succeeded" or run.tags.get(GATE) == "Failed" else "FAILED"
 
 
 def _plan_after_end(look: _Look) -> Plan:

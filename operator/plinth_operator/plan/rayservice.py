@@ -5,12 +5,11 @@ place; the rest of the document is `args`, which start new replicas; a change of
 """
 
 import copy
-from typing import Any
 
 import yaml
 
 from plinth_api.model_service import ModelService
-from plinth_api.run import ServeRun, ServeScaling
+from plinth_api.run import ServeRun
 from plinth_operator.constants import CLUSTER_HASH_ANNOTATION
 from plinth_operator.facts import Manifest
 from plinth_operator.plan.access import SERVE_PORT, serve_service_name
@@ -74,7 +73,7 @@ def build_serve_config(service: ModelService, run: ServeRun) -> str:
                     {
                         "name": _DEPLOYMENT,
                         "user_config": run.model.to_wire(),
-                        **_scaling(run.scaling),
+                        **run.scaling.deployment_options(),
                         # A pod has the memory of one replica.
                         "max_replicas_per_node": 1,
                         # As for clusters: whoever has no machines to spare stops the old replicas first.
@@ -96,15 +95,3 @@ def cluster_hash(cluster: Manifest) -> str:
         for field in ("tolerations", "schedulingGates"):
             group["template"]["spec"].pop(field, None)
     return content_hash(rest)
-
-
-def _scaling(scaling: ServeScaling) -> dict[str, Any]:
-    if scaling.min_replicas == scaling.max_replicas:
-        return {"num_replicas": scaling.max_replicas}
-    return {
-        "autoscaling_config": {
-            "min_replicas": scaling.min_replicas,
-            "max_replicas": scaling.max_replicas,
-            "target_ongoing_requests": scaling.target_ongoing_requests,
-        }
-    }

@@ -16,10 +16,10 @@ from plinth_operator.facts import Manifest, ObjectFacts, Observed, RayServiceFac
 from plinth_operator.plan.access import serve_service_name
 from plinth_operator.plan.children import service_children
 from plinth_operator.plan.drift import differs
+from plinth_operator.plan.existence import missing_cause
 from plinth_operator.plan.plan import Plan
 from plinth_operator.plan.raycluster import build_ray_cluster_spec
 from plinth_operator.plan.run_config import resolve_settings_for
-from plinth_operator.plan.storage import missing_claims
 from plinth_operator.settings import Settings
 from plinth_operator.status.reasons import Cause
 from plinth_operator.status.services import ServiceVerdict, build_service_status, service_verdict
@@ -53,7 +53,7 @@ def plan_service(document: Manifest, seen: Observed, *, settings: Settings, now:
     base = resolve_settings_for(service, settings, None)
     aliases = referenced_aliases(service, base.registry_prefix)
     versions = _known_versions(look, aliases)
-    held = _held_back(look, aliases, versions)
+    held = missing_cause(service, seen, aliases, versions, settings)
     if held is not None:
         plan = _report(look, ServiceVerdict("Pending", held))
         return replace(plan, want_versions=aliases, requeue_seconds=10.0)
@@ -74,19 +74,6 @@ def _known_versions(look: _Look, aliases: tuple[str, ...]) -> Mapping[str, str]:
         if not known.get(uri) and used.startswith(f"{uri.split('@')[0]}/") and look.seen.ray_services:
             known[uri] = used
     return known
-
-
-def _held_back(look: _Look, aliases: tuple[str, ...], versions: Mapping[str, str]) -> Cause | None:
-    if not look.seen.kuberay:
-        return Cause("KubeRayMissing", "the kinds of ray.io/v1 are not served; install KubeRay 1.5 or newer")
-    missing = missing_claims(look.service, look.seen.claims, look.settings)
-    if missing:
-        named = ", ".join(missing)
-        return Cause("VolumeNotFound", f"the PersistentVolumeClaim {named} does not exist in this namespace; create it")
-    for uri in aliases:
-        if versions.get(uri) == "":
-            return Cause("ModelNotFound", f"{uri} does not exist in the registry; it is looked for again every 10 s")
-    return None
 
 
 def _converge(look: _Look, wanted: tuple[Manifest, ...], target: str) -> Plan:

@@ -86,15 +86,18 @@ def _tracking(run: RunFacts | None, page: str) -> TrackingStatus | None:
 
 
 def _usage(gpus: int, attempts: Sequence[Attempt], now: datetime) -> Usage:
-    held = sum(_held(attempt, now) for attempt in attempts)
-    wasted = sum(_held(attempt, now) * _lost_share(attempt) for attempt in attempts if attempt.finished_at)
+    held = seconds_held(attempts, now)
+    wasted = sum(seconds_held([attempt], now) * _lost_share(attempt) for attempt in attempts if attempt.finished_at)
     return Usage(gpus=gpus, gpu_seconds=round(gpus * held), wasted_gpu_seconds=round(gpus * wasted))
 
 
-def _held(attempt: Attempt, now: datetime) -> float:
-    if attempt.started_at is None:
-        return 0.0
-    return max(0.0, ((attempt.finished_at or now) - attempt.started_at).total_seconds())
+def seconds_held(attempts: Sequence[Attempt], now: datetime) -> float:
+    """The seconds that the attempts have held their machines, in all."""
+    return sum(
+        max(0.0, ((attempt.finished_at or now) - attempt.started_at).total_seconds())
+        for attempt in attempts
+        if attempt.started_at is not None
+    )
 
 
 def _lost_share(attempt: Attempt) -> float:

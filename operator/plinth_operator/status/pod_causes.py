@@ -1,7 +1,7 @@
 """What one pod's facts say of why it does not run, and of how it ended."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from plinth_operator.facts import ContainerFacts, PodFacts
 from plinth_operator.status.reasons import Cause
@@ -29,28 +29,24 @@ _MOST_CHARACTERS = 1000
 
 def waiting_pod_cause(pods: Iterable[PodFacts]) -> Cause | None:
     """Why pods that should run do not: what the user can mend comes before what may mend itself."""
-    live = sorted((pod for pod in pods if not pod.deleting), key=lambda pod: (pod.role != "head", pod.name))
-    for look in (_image_cause, _config_cause, _start_cause, _crash_cause, _unschedulable_cause, _rejected_cause):
-        for pod in live:
-            if (cause := look(pod)) is not None:
-                return cause
-    return None
+    looks = (_image_cause, _config_cause, _start_cause, _crash_cause, _unschedulable_cause, _rejected_cause)
+    return _first_cause(looks, [pod for pod in pods if not pod.deleting])
 
 
 def ended_pod_cause(pods: Iterable[PodFacts]) -> Cause | None:
     """What was done to pods from outside: preempted, out of memory, their node lost; not a crash of their own."""
-    ordered = sorted(pods, key=lambda pod: (pod.role != "head", pod.name))
-    for look in (_preempted_cause, _memory_cause, _node_cause):
-        for pod in ordered:
-            if (cause := look(pod)) is not None:
-                return cause
-    return None
+    return _first_cause((_preempted_cause, _memory_cause, _node_cause), pods)
 
 
 def crashed_pod_cause(pods: Iterable[PodFacts]) -> Cause | None:
     """The first container of a Ray pod that ended with an error; pods that are being deleted end like that too."""
+    return _first_cause((_crash_cause,), [pod for pod in pods if not pod.deleting])
+
+
+def _first_cause(looks: Sequence[Callable[[PodFacts], Cause | None]], pods: Iterable[PodFacts]) -> Cause | None:
+    """The first cause in the order of `looks`, of the head before the workers."""
     ordered = sorted(pods, key=lambda pod: (pod.role != "head", pod.name))
-    return next((cause for pod in ordered if not pod.deleting and (cause := _crash_cause(pod))), None)
+    return next((cause for look in looks for pod in ordered if (cause := look(pod)) is not None), None)
 
 
 def ray_containers(pod: PodFacts) -> tuple[ContainerFacts, ...]:

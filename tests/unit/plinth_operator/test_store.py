@@ -186,3 +186,12 @@ def test_a_cluster_that_is_seen_before_its_ray_job_is_found_through_it():
     assert store.observe(KEY).ray_clusters == ()
     assert store.put(ray_job()) == (KEY,)
     assert len(store.observe(KEY).ray_clusters) == 1
+
+
+def test_the_labels_of_a_resource_travel_with_it():
+    store = Store()
+    document = resource(1)
+    document["metadata"]["labels"] = {"kueue.x-k8s.io/priority-class": "high"}
+    key = store.put_resource(document)
+    assert key is not None
+    assert store.resources[key].document(key)["metadata"]["labels"] == {"kueue.x-k8s.io/priority-class": "high"}

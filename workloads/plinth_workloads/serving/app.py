@@ -12,7 +12,7 @@ from typing import Any, cast
 from ray import serve
 from starlette.types import Receive, Scope, Send
 
-from plinth_api.run import ServeRun, ServeScaling
+from plinth_api.run import ServeRun
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.engine import Engine
 from plinth_workloads.serving.served_model import ServedModel
@@ -44,24 +44,11 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         "ray_actor_options": {"num_cpus": run.cpus, "num_gpus": run.gpus},
         "max_ongoing_requests": _MAX_ONGOING_REQUESTS,
         "health_check_timeout_s": _HEALTH_TIMEOUT_SECONDS,
-        **scaling_options(run.scaling),
+        **run.scaling.deployment_options(),
         "user_config": {"uri": run.model.uri},
     }
     deployment = cast(serve.Deployment, serve.deployment(serve.ingress(_ReplicaAsgi())(Replica)))
     return deployment.options(**options).bind(_in_replicas(run))
-
-
-def scaling_options(scaling: ServeScaling) -> dict[str, Any]:
-    """The options of a deployment that say how many replicas it has."""
-    if scaling.min_replicas == scaling.max_replicas:
-        return {"num_replicas": scaling.max_replicas}
-    return {
-        "autoscaling_config": {
-            "min_replicas": scaling.min_replicas,
-            "max_replicas": scaling.max_replicas,
-            "target_ongoing_requests": scaling.target_ongoing_requests,
-        }
-    }
 
 
 def _in_replicas(run: ServeRun) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from plinth_operator.plan.attempts import (
     known_attempts,
     next_step,
     num_failures,
-    seconds_held,
 )
+from plinth_operator.status.jobs import seconds_held
 
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
