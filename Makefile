@@ -31,6 +31,10 @@ test-unit: $(STAMP) ## The inner loop, under a minute
 test-integration: $(STAMP) cluster-binaries ## Real Ray, torchrun, MLflow, Kubernetes API and KubeRay; the main job in a short form
 	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 tests/integration
 
+.PHONY: test-long
+test-long: $(STAMP) cluster-binaries ## What takes too long for CI: 200 random sequences of changes to resources
+	$(BIN)/pytest -q --durations=10 tests/long
+
 .PHONY: cluster-binaries
 cluster-binaries: $(STAMP) ## Build the test cluster's programs where they are missing: ten minutes the first time
 	PYTHONPATH=tests $(BIN)/python -m cluster.build
@@ -89,6 +93,10 @@ constraints: ## Compile constraints.txt, the tested set of versions, anew
 bench-train: $(STAMP) ## The loop's overhead and throughput, written to benchmarks/results/
 	$(BIN)/python benchmarks/train_overhead.py
 	$(BIN)/python benchmarks/train_throughput.py
+
+.PHONY: bench-operator
+bench-operator: $(STAMP) cluster-binaries ## The operator's speed, memory and writes with 1,000 jobs, half an hour (SHORT=1: a tenth, no record)
+	PYTHONPATH=operator:tests $(BIN)/python benchmarks/reconcile.py $(if $(SHORT),--short)
 
 .PHONY: clean
 clean: ## Remove the environment, caches and local runs

@@ -6,8 +6,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.control_plane import ControlPlane
+from cluster.faulty_proxy import FaultyProxy
+from cluster.kubeconfig import write_kubeconfig
 from servers import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,3 +66,28 @@ class OperatorProcess:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
             text: str = answer.read().decode()
             return text
+
+
+@dataclass
+class Disturbed:
+    """An operator that reaches the API server and MLflow only through proxies that can fail on purpose."""
+
+    operator: OperatorProcess
+    api: FaultyProxy
+    mlflow: FaultyProxy
+
+
+@contextmanager
+def operator_behind_proxies(
+    folder: Path, plane: ControlPlane, tracking_uri: str, **settings: str
+) -> Iterator[Disturbed]:
+    """Start one; its Lease is in a namespace of its own, so that it leads whoever else is there."""
+    api = FaultyProxy(plane.url, plane.certificate, plane.certificate_key)
+    with api, FaultyProxy(tracking_uri) as mlflow:
+        kubeconfig = write_kubeconfig(folder / "kubeconfig", api.url, plane.token, certificate=plane.certificate)
+        own = {"operator_namespace": plane.create_namespace(), **settings}
+        operator = OperatorProcess(folder, kubeconfig, mlflow.url, **own).start()
+        try:
+            yield Disturbed(operator, api, mlflow)
+        finally:
+            operator.kill()

@@ -18,6 +18,13 @@ def free_port() -> int:
         return port
 
 
+def _group_of(pid: int) -> int:
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return 0
+
+
 class MlflowServer:
     """A real MLflow server over a database of its own, that can be stopped and started again."""
 
@@ -42,6 +49,12 @@ class MlflowServer:
             assert self._process.poll() is None, (self._folder / "server.log").read_text()
             assert time.monotonic() < deadline, "MLflow did not start"
             time.sleep(0.2)
+
+    def pids(self) -> list[int]:
+        """The process ids of the server and its workers: all of its group."""
+        assert self._process is not None
+        group = self._process.pid
+        return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _group_of(pid) == group]
 
     def stop(self) -> None:
         """End it and everything that it started."""

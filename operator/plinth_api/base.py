@@ -116,6 +116,9 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=_NA
 ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253, pattern=_OBJECT_NAME)]
 """A DNS-1123 subdomain: the name of a Secret, a PersistentVolumeClaim, a class."""
 
+LabelName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=_OBJECT_NAME)]
+"""The name of an object that others find by a label, which has at most 63 characters."""
+
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=_MODEL_NAME)]
 """A registered model's name, without the namespace that the platform puts before it."""
 

@@ -8,6 +8,7 @@ from plinth_api import base
 from plinth_api.base import (
     ApiModel,
     FreeForm,
+    LabelName,
     ModelName,
     Name,
     ObjectName,
@@ -241,7 +242,7 @@ class PodOptions(ApiModel):
     """How the pods are made and where they go; it has no meaning on a laptop."""
 
     accelerator: Accelerator | None = Field(default=None, description="accelerator that the pods need.")
-    queue_name: ObjectName | None = Field(default=None, description="queueName is the Kueue LocalQueue.")
+    queue_name: LabelName | None = Field(default=None, description="queueName is the Kueue LocalQueue.")
     image: Annotated[str, StringConstraints(min_length=1, max_length=1024)] | None = Field(
         default=None, description="image of the workload; the operator's default when left out."
     )

@@ -48,6 +48,9 @@ _CONVERTED = frozenset({"const", "default", "properties", "items", "additionalPr
 _DROPPED = frozenset({"title"})
 _TYPES = frozenset({"object", "array", "string", "integer", "number", "boolean"})
 
+_NAME = "self.metadata.name"
+_MAX_OBJECT_NAME = 253
+
 _MAX_STATUS_WORD = 63
 """In status, words of an enum become bounded strings: an operator newer than the CRD may know more of them."""
 
@@ -126,22 +129,33 @@ def resource_schema(kind: str) -> Schema:
     document = KINDS[kind].model_json_schema(by_alias=True)
     definitions, parts = document["$defs"], document["properties"]
     spec = _convert(parts["spec"], definitions, "spec")
-    rules = list(document["x-kubernetes-validations"])
-    if kind != "ModelService":
-        rules += frozen_rules(tuple(spec["properties"]))
+    rules = document["x-kubernetes-validations"]
+    frozen = [] if kind == "ModelService" else frozen_rules(tuple(spec["properties"]))
     return {
         "description": document["description"],
         "type": "object",
         "properties": {
             "apiVersion": {"type": "string", "description": parts["apiVersion"]["description"]},
             "kind": {"type": "string", "description": parts["kind"]["description"]},
-            "metadata": {"type": "object"},
+            "metadata": _metadata_schema(rules),
             "spec": spec,
             "status": _tolerant(_convert(parts["status"], definitions, "status")),
         },
         "required": ["spec"],
-        "x-kubernetes-validations": rules,
+        **({"x-kubernetes-validations": frozen} if frozen else {}),
     }
+
+
+def _metadata_schema(rules: list[Schema]) -> Schema:
+    """Rules of a whole resource speak of its name, and stand where the name is.
+
+    There a refusal has the path, and the status of an object that is older than the rule can still be written: what has
+    not changed is not refused, and of the whole object the status has.
+    """
+    moved = [{**rule, "rule": rule["rule"].replace(_NAME, "self")} for rule in rules]
+    assert all(_NAME in rule["rule"] for rule in rules), "a rule that speaks of more than the name needs another place"
+    name = {"type": "string", "maxLength": _MAX_OBJECT_NAME, "x-kubernetes-validations": moved}
+    return {"type": "object", "properties": {"name": name}}
 
 
 def structural_schema(model: type[BaseModel]) -> Schema:

@@ -16,6 +16,7 @@ from plinth_api.base import wire_name
 from plinth_api.common import PATTERN_WORDS
 from plinth_api.errors import InvalidSpec, Problem
 from plinth_api.fine_tune_job import FineTuneJob
+from plinth_api.lenient import read_leniently
 from plinth_api.model_service import ModelService
 from plinth_api.pretrain_job import PretrainJob
 
@@ -59,6 +60,16 @@ def parse_resource(document: object) -> Resource:
         return model.model_validate_json(json.dumps(_as_stored(model, plain)), by_name=False)
     except ValidationError as error:
         raise InvalidSpec(*_problems(model, error)) from None
+
+
+def readable_part(document: Mapping[str, Any]) -> Resource | None:
+    """The resource without the fields that are wrong, to go on with what it started; None where too little is left.
+
+    Args:
+        document: A resource of ours that the API server has taken.
+    """
+    model = KINDS[document["kind"]]
+    return read_leniently(model, _as_stored(model, dict(document)))
 
 
 def path_of(location: Sequence[str | int]) -> str:

@@ -124,7 +124,7 @@ def resolve_train_run(job: Job, settings: ResolveSettings, versions: Mapping[str
         ),
         work_dir=settings.work_dir,
     )
-    if len(run.model_dump_json(by_alias=True)) > MAX_RUN_BYTES:
+    if len(run.model_dump_json(by_alias=True).encode()) > MAX_RUN_BYTES:
         raise InvalidSpec(Problem("spec", f"is too large: the run document has a limit of {MAX_RUN_BYTES // 1024} KiB"))
     return run
 

@@ -82,6 +82,8 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
         "spec.prompt": ANY,
         "spec.rollout.canary": ANY,
         "spec.access.apiKeySecretRef": ANY,
+        # Kueue takes no RayService, and no cluster that scales by itself.
+        "spec.compute.queueName": ANY,
         "spec.compute.tensorParallel": ABOVE_ONE,
         "spec.scaling.minReplicas": {0},
     },
@@ -89,7 +91,6 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
 
 _CLUSTER_ONLY_COMPUTE = (
     "spec.compute.accelerator",
-    "spec.compute.queueName",
     "spec.compute.image",
     "spec.compute.imagePullSecrets",
     "spec.compute.serviceAccountName",
@@ -104,6 +105,7 @@ _CLUSTER_ONLY_COMPUTE = (
 
 _CLUSTER_ONLY_JOB = (
     *_CLUSTER_ONLY_COMPUTE,
+    "spec.compute.queueName",
     "spec.data.train[].secretRef",
     "spec.data.validation.sources[].secretRef",
     "spec.tracking.secretRef",

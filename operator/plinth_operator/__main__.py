@@ -1,17 +1,19 @@
 """The operator's entry point: settings enter, the loops run until SIGTERM or until leadership is lost."""
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
 import signal
 import socket
 import sys
+import threading
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 from plinth_operator.clock import utc_now
-from plinth_operator.kube import Kube, KubeError
+from plinth_operator.kube import Kube
 from plinth_operator.leader import Leader, LeadershipLost
 from plinth_operator.logs import log_as_json
 from plinth_operator.mlflow import Mlflow
@@ -28,6 +30,9 @@ logger = logging.getLogger("plinth_operator")
 
 _EXIT_USAGE = 2
 _EXIT_LOST = 1
+_EXIT_SECONDS = 1.8
+_FIRST_PASS_SECONDS = 10.0
+_SECOND_LIST_SECONDS = 15.0
 
 
 def main() -> int:
@@ -41,13 +46,43 @@ def main() -> int:
         sys.stderr.write("PLINTH_TRACKING_URI: is required: the address of the MLflow server\n")
         return _EXIT_USAGE
     log_as_json(settings.log_level)
-    return asyncio.run(_run(settings))
+    # Documents by the thousand are garbage without cycles: looking for those all the time is a tenth of the work.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    return _run_beside_signals(settings)
 
 
-async def _run(settings: Settings) -> int:
-    stopped = asyncio.Event()
+def _run_beside_signals(settings: Settings) -> int:
+    """Run the loops in a thread of their own: in the main one, kopf would put its signal handlers in place of ours."""
+    loop, stopped = asyncio.new_event_loop(), asyncio.Event()
+    told, finished, codes = threading.Event(), threading.Event(), [_EXIT_LOST]
+
+    async def work() -> None:
+        codes[0] = await _run(settings, stopped)
+
+    def run() -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: loop) as runner:
+                runner.run(work())
+        finally:
+            told.set()
+            finished.set()
+
+    def stop(*_: object) -> None:
+        told.set()
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(stopped.set)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+        signal.signal(number, stop)
+    threading.Thread(target=run, name="loops", daemon=True).start()
+    told.wait()
+    # Everything of ours has ended by then; what kopf has left behind need not.
+    finished.wait(_EXIT_SECONDS)
+    return codes[0]
+
+
+async def _run(settings: Settings, stopped: asyncio.Event) -> int:
     identity = f"{os.environ.get('HOSTNAME') or socket.gethostname()}_{secrets.token_hex(4)}"
     async with AsyncExitStack() as stack:
         kube = await stack.enter_async_context(Kube(requests_per_second=settings.requests_per_second))
@@ -79,21 +114,26 @@ async def _operate(settings: Settings, kube: Kube, mlflow: Mlflow, leader: Leade
     store = Store()
     queue: WorkQueue[Key] = WorkQueue(time.monotonic)
     tracking = Tracking(mlflow, store, queue, namespace=settings.namespace, now=utc_now)
-    watcher = Watcher(kube, store, queue, tracking, settings.namespace)
+    watcher = Watcher(
+        kube, store, queue, tracking, namespace=settings.namespace, resync_seconds=settings.resync_seconds
+    )
     reconciler = Reconciler(kube, store, queue, tracking, settings=settings, now=utc_now)
     poller = ServicePoller(store, queue, url=settings.service_state_url, now=utc_now)
     probes = Probes(kube, store, queue, reconciler, watcher, resync_seconds=settings.resync_seconds, now=utc_now)
     runner = await probes.serve(settings.probe_host, settings.probe_port) if settings.probe_port else None
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(watcher.run())
             await leader.acquire()
             group.create_task(_keep_or_die(leader))
-            await _list_with_patience(watcher)
-            for task in (tracking.run(), poller.run(), _resync(watcher, settings.resync_seconds)):
+            await watcher.list_with_patience()
+            for task in (tracking.run(), poller.run()):
                 group.create_task(task)
             for _ in range(settings.workers):
                 group.create_task(reconciler.work())
+            # kopf lists everything once more before it watches, which must not delay what there is to do.
+            await _first_pass(queue)
+            group.create_task(watcher.run())
+            group.create_task(_resync(watcher, settings.resync_seconds))
     finally:
         if runner is not None:
             await runner.cleanup()
@@ -108,19 +148,18 @@ async def _keep_or_die(leader: Leader) -> None:
         os._exit(_EXIT_LOST)
 
 
-async def _list_with_patience(watcher: Watcher) -> None:
-    while True:
-        try:
-            return await watcher.list_all()
-        except KubeError as error:
-            logger.warning("cannot list: %s", error)
-            await asyncio.sleep(1.0)
+async def _first_pass(queue: WorkQueue[Key]) -> None:
+    deadline = time.monotonic() + _FIRST_PASS_SECONDS
+    while not queue.is_idle() and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
 
 
 async def _resync(watcher: Watcher, seconds: float) -> None:
+    # Soon the first time: what was deleted between the first list and the watches is known from no event.
+    await asyncio.sleep(min(seconds, _SECOND_LIST_SECONDS))
     while True:
+        await watcher.list_with_patience()
         await asyncio.sleep(seconds)
-        await _list_with_patience(watcher)
 
 
 if __name__ == "__main__":

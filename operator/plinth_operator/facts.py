@@ -52,6 +52,8 @@ class RayJobFacts(ObjectFacts):
     ended_at: datetime | None = None
     suspended: bool = False
     """spec.suspend: Kueue holds the job."""
+    program_ended: bool = False
+    """Ray itself has told the end of the program; KubeRay gives up on a job, and calls it FAILED, without that too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -15,7 +15,8 @@ from plinth_operator.constants import FIELD_MANAGER, GROUP, VERSION
 from plinth_operator.facts import Manifest
 
 _REQUEST_SECONDS = 30.0
-_PAGE = 250
+_PAGE = 50
+"""Objects of a list at a time: parsed, a hundred Ray clusters take more memory than the facts of all of them."""
 _CONNECTIONS = 32
 
 
@@ -54,14 +55,23 @@ class KubeError(Exception):
         status: HTTP status.
         reason: The machine-readable reason: AlreadyExists, Conflict, NotFound, Invalid, Forbidden...
         retry_after: Seconds that the server asks to wait, 0 where it does not say.
+        details: Paths of fields, each with what is wrong with it; of a refusal for reason Invalid.
     """
 
-    def __init__(self, status: int, reason: str, message: str, retry_after: float = 0.0) -> None:
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        message: str,
+        retry_after: float = 0.0,
+        details: Sequence[tuple[str, str]] = (),
+    ) -> None:
         super().__init__(f"{status} {reason}: {message}")
         self.status = status
         self.reason = reason
         self.message = message
         self.retry_after = retry_after
+        self.details = details
 
 
 class _RateLimit:
@@ -88,8 +98,8 @@ class Kube:
         """Bound the rate of requests; the connection is made on entering."""
         self._limit = _RateLimit(requests_per_second)
         self._client: ApiClient | None = None
-        self.requests: dict[tuple[str, int], int] = {}
-        """Number of requests by method and status, for the metrics."""
+        self.requests: dict[tuple[str, str, int], int] = {}
+        """Number of requests by method, kind and HTTP status, for the metrics; a status subresource counts apart."""
 
     async def __aenter__(self) -> Self:
         settings = Configuration()
@@ -110,7 +120,7 @@ class Kube:
     async def get(self, kind: str, namespace: str, name: str) -> Manifest | None:
         """The object, None where there is none."""
         try:
-            return await self._request("GET", _object_path(kind, namespace, name))
+            return await self._request("GET", kind, _object_path(kind, namespace, name))
         except KubeError as error:
             if error.status == 404:
                 return None
@@ -120,31 +130,39 @@ class Kube:
         """Create an object; KubeError with reason AlreadyExists where it is there."""
         meta = manifest["metadata"]
         path = _list_path(manifest["kind"], meta["namespace"])
-        return await self._request("POST", path, {"fieldManager": FIELD_MANAGER}, manifest)
+        # Without Strict, a field that the kind does not have is dropped without a word.
+        query = {"fieldManager": FIELD_MANAGER, "fieldValidation": "Strict"}
+        return await self._request("POST", manifest["kind"], path, query, manifest)
 
     async def replace(self, manifest: Manifest) -> Manifest:
         """Put an object in place of the one with the same resourceVersion; KubeError with reason Conflict otherwise."""
         meta = manifest["metadata"]
-        return await self._request("PUT", _object_path(manifest["kind"], meta["namespace"], meta["name"]), {}, manifest)
+        path = _object_path(manifest["kind"], meta["namespace"], meta["name"])
+        return await self._request("PUT", manifest["kind"], path, {}, manifest)
 
     async def apply(self, manifest: Manifest) -> Manifest:
         """Server-side apply with our field manager, which takes over fields that others have set."""
         meta = manifest["metadata"]
         path = _object_path(manifest["kind"], meta["namespace"], meta["name"])
         query = {"fieldManager": FIELD_MANAGER, "force": "true"}
-        return await self._request("PATCH", path, query, manifest, "application/apply-patch+yaml")
+        return await self._request("PATCH", manifest["kind"], path, query, manifest, "application/apply-patch+yaml")
 
-    async def patch_status(self, kind: str, namespace: str, name: str, patch: Mapping[str, Any]) -> Manifest:
-        """Merge `patch` into the status; its answer is the object with the new resourceVersion."""
+    async def patch_status(
+        self, kind: str, namespace: str, name: str, patch: Mapping[str, Any], *, uid: str
+    ) -> Manifest:
+        """Merge `patch` into the status of the object with this uid; refused for another one of the same name.
+
+        Its answer is the object with the new resourceVersion.
+        """
         path = f"{_object_path(kind, namespace, name)}/status"
-        body = {"status": patch}
-        return await self._request("PATCH", path, {"fieldManager": FIELD_MANAGER}, body, "application/merge-patch+json")
+        query, body = {"fieldManager": FIELD_MANAGER}, {"metadata": {"uid": uid}, "status": patch}
+        return await self._request("PATCH", f"{kind}/status", path, query, body, "application/merge-patch+json")
 
     async def delete(self, kind: str, namespace: str, name: str, *, uid: str) -> None:
         """Delete the object with this uid in the background; one that is gone or another's is left as it is."""
         body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         try:
-            await self._request("DELETE", _object_path(kind, namespace, name), {}, body)
+            await self._request("DELETE", kind, _object_path(kind, namespace, name), {}, body)
         except KubeError as error:
             if error.status not in (404, 409):
                 raise
@@ -153,7 +171,7 @@ class Kube:
         """Every object of a kind, in pages; those that lists leave without kind and apiVersion get them."""
         query = {"limit": str(_PAGE), "labelSelector": label_selector}
         while True:
-            page = await self._request("GET", _list_path(kind, namespace), query)
+            page = await self._request("GET", kind, _list_path(kind, namespace), query)
             for item in page["items"]:
                 yield {**item, "kind": kind}
             token = page["metadata"].get("continue")
@@ -165,7 +183,7 @@ class Kube:
         """Whether the API server knows the kind now."""
         api = APIS[kind]
         try:
-            found = await self._request("GET", f"/{api.path}")
+            found = await self._request("GET", "APIResourceList", f"/{api.path}")
         except KubeError as error:
             if error.status == 404:
                 return False
@@ -175,6 +193,7 @@ class Kube:
     async def _request(
         self,
         method: str,
+        counted_as: str,
         path: str,
         query: Mapping[str, str] = MappingProxyType({}),
         body: Any = None,
@@ -204,7 +223,8 @@ class Kube:
                 raise
             raise KubeError(0, "Unreachable", f"{type(error).__name__}: {error}") from error
         finally:
-            self.requests[method, status] = self.requests.get((method, status), 0) + 1
+            counted = (method, counted_as, status)
+            self.requests[counted] = self.requests.get(counted, 0) + 1
         if status >= 400:
             raise _refusal(status, text, told)
         document: Manifest = json.loads(text)
@@ -217,11 +237,13 @@ def _refusal(status: int, text: str, headers: Mapping[str, str]) -> KubeError:
     except ValueError:
         told = {}
     wait = headers.get("Retry-After", "")
+    causes = (told.get("details") or {}).get("causes") or ()
     return KubeError(
         status,
         told.get("reason") or str(status),
         told.get("message") or text[:200],
         float(wait) if wait.isdigit() else 0.0,
+        [(cause.get("field", ""), cause.get("message", "")) for cause in causes],
     )
 
 

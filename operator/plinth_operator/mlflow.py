@@ -53,7 +53,8 @@ class Mlflow:
             headers["Authorization"] = aiohttp.BasicAuth(user, password).encode()
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=_REQUEST_SECONDS),
-            connector=aiohttp.TCPConnector(limit=8),
+            # Shorter than any server's: a POST on a connection that is being closed counts as no answer.
+            connector=aiohttp.TCPConnector(limit=8, keepalive_timeout=1.0),
             headers=headers,
         )
         return self

@@ -59,10 +59,12 @@ class Probes:
         for result, count in self._reconciler.counts.items():
             reconciles.add_metric([result], count)
         requests = CounterMetricFamily(
-            "plinth_api_requests", "Requests to the API server by method and status.", labels=["method", "status"]
+            "plinth_api_requests",
+            "Requests to the API server by method, kind and HTTP status.",
+            labels=["method", "kind", "status"],
         )
-        for (method, status), count in self._kube.requests.items():
-            requests.add_metric([method, str(status)], count)
+        for (method, kind, status), count in list(self._kube.requests.items()):
+            requests.add_metric([method, kind, str(status)], count)
         depth = GaugeMetricFamily("plinth_queue_depth", "Resources that wait to be reconciled.", self._queue.depth())
         age = GaugeMetricFamily(
             "plinth_queue_oldest_seconds", "How long the first of them has waited.", self._queue.oldest_seconds()

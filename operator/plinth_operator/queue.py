@@ -28,11 +28,17 @@ class WorkQueue(Generic[K]):
         self._failures: dict[K, int] = {}
         self._timers: list[tuple[float, int, K]] = []
         self._due: dict[K, float] = {}
+        self._held: dict[K, float] = {}
         self._order = itertools.count()
         self._changed = asyncio.Event()
 
     def add(self, key: K) -> None:
-        """Hand `key` out as soon as a worker is free."""
+        """Hand `key` out as soon as a worker is free, and not before the time that `retry` was told to wait."""
+        wait = self._held.get(key, 0.0) - self._clock()
+        if wait > 0:
+            self.add_after(key, wait)
+            return
+        self._held.pop(key, None)
         if key in self._working:
             self._again.setdefault(key, self._clock())
         elif key not in self._ready:
@@ -47,13 +53,19 @@ class WorkQueue(Generic[K]):
             heapq.heappush(self._timers, (due, next(self._order), key))
             self._changed.set()
 
-    def retry(self, key: K) -> float:
-        """Hand `key` out again after a wait that doubles with each failure in a row; the wait in seconds."""
+    def retry(self, key: K, least_seconds: float = 0.0) -> float:
+        """Hand `key` out again after a wait that doubles with each failure in a row; the wait in seconds.
+
+        A server that asks for `least_seconds` gets them: nothing that happens meanwhile hands `key` out sooner.
+        """
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         wait = min(_LAST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * float(2 ** min(failures, 20)))
-        self.add_after(key, wait)
-        return wait
+        if least_seconds > 0:
+            self._held[key] = self._clock() + least_seconds
+            self._again.pop(key, None)
+        self.add_after(key, max(wait, least_seconds))
+        return max(wait, least_seconds)
 
     def succeeded(self, key: K) -> None:
         """Forget the failures of `key`."""
@@ -61,7 +73,7 @@ class WorkQueue(Generic[K]):
 
     def forget(self, key: K) -> None:
         """Forget that `key` ever was, apart from work on it that runs."""
-        for known in (self._ready, self._again, self._failures, self._due):
+        for known in (self._ready, self._again, self._failures, self._due, self._held):
             known.pop(key, None)
 
     async def get(self) -> K:

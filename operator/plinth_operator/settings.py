@@ -40,7 +40,7 @@ class Settings(BaseModel):
     head_cpus: str = Field(default="500m", description="CPU request of the head pod.")
     head_memory: str = Field(default="2Gi", description="Memory request and limit of the head pod.")
     workers: Annotated[int, Field(ge=1, le=256)] = Field(default=16, description="Reconciles that run at once.")
-    requests_per_second: Annotated[float, Field(gt=0)] = Field(default=100.0, description="Bound on API requests.")
+    requests_per_second: Annotated[float, Field(gt=0)] = Field(default=200.0, description="Bound on API requests.")
     resync_seconds: Annotated[float, Field(gt=0)] = Field(default=300.0, description="Time between full lists.")
     lease_seconds: Annotated[int, Field(ge=2)] = Field(default=15, description="How long a silent leader stays leader.")
     probe_port: int = Field(default=0, description="Port of /healthz and /metrics; 0 for none.")

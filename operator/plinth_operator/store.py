@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from plinth_api.parse import API_VERSION
@@ -35,13 +35,13 @@ class Resource:
     """A Plinth resource as the API server last gave it; as JSON text, which takes a third of the memory of objects."""
 
     uid: str
-    generation: int
-    resource_version: int
-    spec: str
-    status: str
-    created_at: str
-    deleting: bool
-    labels: str
+    generation: int = 1
+    resource_version: int = 0
+    spec: str = "{}"
+    status: str = "{}"
+    created_at: str = ""
+    deleting: bool = False
+    labels: str = "{}"
     run: RunFacts | None = None
     versions: dict[str, str] = field(default_factory=dict)
     replica: ReplicaState | None = None
@@ -92,24 +92,22 @@ class Store:
         key = Key(manifest["kind"], meta["namespace"], meta["name"])
         version = int(meta["resourceVersion"])
         known = self.resources.get(key)
-        if known and known.uid == meta["uid"] and known.resource_version >= version:
+        # Whatever its uid: of two objects of one name the older one is gone.
+        if known and known.resource_version >= version:
             return None
-        same = known if known and known.uid == meta["uid"] else None
-        if known and not same:
+        if known and known.uid != meta["uid"]:
             self._keys.pop(known.uid, None)
-        self.resources[key] = Resource(
-            uid=meta["uid"],
-            generation=meta.get("generation", 1),
-            resource_version=version,
-            spec=json.dumps(manifest.get("spec", {}), separators=(",", ":")),
-            status=json.dumps(manifest.get("status", {}), separators=(",", ":")),
-            created_at=meta.get("creationTimestamp", ""),
-            deleting="deletionTimestamp" in meta,
-            labels=json.dumps(meta.get("labels") or {}, separators=(",", ":")),
-            run=same.run if same else None,
-            versions=same.versions if same else {},
-            replica=same.replica if same else None,
-        )
+            known = None
+        if known is None:
+            known = self.resources[key] = Resource(uid=meta["uid"])
+        # In place: whoever waits for MLflow or for a replica has this object in hand, and puts what it learns into it.
+        known.generation = meta.get("generation", 1)
+        known.resource_version = version
+        known.spec = json.dumps(manifest.get("spec", {}), separators=(",", ":"))
+        known.status = json.dumps(manifest.get("status", {}), separators=(",", ":"))
+        known.created_at = meta.get("creationTimestamp", "")
+        known.deleting = "deletionTimestamp" in meta
+        known.labels = json.dumps(meta.get("labels") or {}, separators=(",", ":"))
         self._keys[meta["uid"]] = key
         return key
 
@@ -126,7 +124,11 @@ class Store:
         """Take the facts of an object; the keys of the resources that they are news for."""
         identity = (facts.kind, facts.namespace, facts.name)
         known = self._objects.get(identity)
-        if known and known.uid == facts.uid and known.resource_version >= facts.resource_version:
+        if known and known.resource_version >= facts.resource_version:
+            return ()
+        if known and replace(known, resource_version=facts.resource_version) == facts:
+            # Most changes are of fields that nobody here reads.
+            self._objects[identity] = facts
             return ()
         if isinstance(facts, ClaimFacts):
             self._objects[identity] = facts

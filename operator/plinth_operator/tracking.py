@@ -32,6 +32,10 @@ _LAST_BACKOFF_SECONDS = 30.0
 _ACTIVE = ("Starting", "Training", "Evaluating")
 
 
+_Line = tuple[Key, str]
+"""A resource by name and uid."""
+
+
 @dataclass(slots=True)
 class _Request:
     """What is wanted for one resource; wishes that come meanwhile are merged into it."""
@@ -61,8 +65,9 @@ class Tracking:
         self._queue = queue
         self._namespace = namespace
         self._now = now
-        self._requests: dict[Key, _Request] = {}
-        self._lines: asyncio.Queue[Key] = asyncio.Queue()
+        self._requests: dict[_Line, _Request] = {}
+        self._lines: asyncio.Queue[_Line] = asyncio.Queue()
+        self._serving: set[_Line] = set()
         self._reads: dict[Key, float] = {}
         self._up = asyncio.Event()
         self._up.set()
@@ -91,10 +96,12 @@ class Tracking:
             group.create_task(self._poll_forever())
 
     def _add(self, key: Key, request: _Request) -> None:
-        waiting = self._requests.get(key)
-        if waiting is None or waiting.uid != request.uid:
-            self._requests[key] = request
-            self._lines.put_nowait(key)
+        # By uid as well: what is wanted for a job must not be lost to another one that takes its name.
+        line = (key, request.uid)
+        waiting = self._requests.get(line)
+        if waiting is None:
+            self._requests[line] = request
+            self._lines.put_nowait(line)
             return
         waiting.run = waiting.run or request.run
         waiting.versions |= request.versions
@@ -120,16 +127,21 @@ class Tracking:
 
     async def _work(self) -> None:
         while True:
-            key = await self._lines.get()
+            line = await self._lines.get()
             await self._up.wait()
-            request = self._requests.pop(key, None)
+            # One after another: of two at once, both would find that the resource has no run yet.
+            request = self._requests.pop(line, None) if line not in self._serving else None
             if request is None:
                 continue
-            if not await self._try(lambda key=key, request=request: self._serve(key, request)):  # type: ignore[misc]
-                self._add(key, request)
+            self._serving.add(line)
+            if not await self._try(lambda key=line[0], request=request: self._serve(key, request)):  # type: ignore[misc]
+                self._add(line[0], request)
                 if self._up.is_set():
                     self._up.clear()
                     asyncio.get_running_loop().call_later(self._backoff(), self._up.set)
+            self._serving.discard(line)
+            if line in self._requests:
+                self._lines.put_nowait(line)
 
     async def _serve(self, key: Key, request: _Request) -> None:
         """Carry out one request; what is done is struck off, so that a retry does not do it twice."""
@@ -147,6 +159,10 @@ class Tracking:
         news = False
         if request.run is not None and resource.run is None:
             created = await self._mlflow.create_run(request.run.experiment, request.run.name, request.run.tags)
+            if self._store.resources.get(key) is not resource:
+                logger.info("ending run %s of a resource that went while it was made", created.run_id)
+                self._add(key, _Request(request.uid, end=(created.run_id, "KILLED")))
+                return
             resource.run = replace(created, read_at=self._now())
             news = True
         request.run = None

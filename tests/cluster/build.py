@@ -1,8 +1,9 @@
 """The binaries and CRDs of a Kubernetes, built from Go modules into a cache outside the checkout.
 
-One small go.mod a component in `modules/` pins what is built; nothing is downloaded as a binary. What the cache has
-already is not built again, so the first run takes minutes and every later one milliseconds.
-`python -m cluster.build` builds and prints the folder.
+One small go.mod a component in `modules/` pins what is built; nothing is downloaded as a binary. Each component has a
+folder of its own in the cache, named by the hash of its module files: what is there is not built again, so the first
+run takes minutes, every later one milliseconds, and another version of one component builds that one only.
+`python -m cluster.build` builds and prints the folders.
 """
 
 import fcntl
@@ -40,6 +41,14 @@ class Component:
     crds: tuple[str, str] | None = None
     """The module and the folder in it."""
 
+    @property
+    def folder(self) -> Path:
+        """Its place in the cache; another one with every change of its module files and of the flags of its build."""
+        digest = hashlib.sha256(repr((BUILD_FLAGS, self)).encode())
+        for name in ("go.mod", "go.sum"):
+            digest.update((MODULES / self.name / name).read_bytes())
+        return cache_folder() / f"{self.name}-{digest.hexdigest()[:16]}"
+
 
 COMPONENTS = (
     Component("etcd", {"etcd": "go.etcd.io/etcd/server/v3"}),
@@ -49,6 +58,7 @@ COMPONENTS = (
         crds=("github.com/ray-project/kuberay/ray-operator", "config/crd/bases"),
     ),
     Component("kueue", crds=("sigs.k8s.io/kueue", "config/components/crd/bases")),
+    Component("helm", {"helm": "helm.sh/helm/v4/cmd/helm"}),
     Component(
         "kubernetes",
         {
@@ -61,19 +71,18 @@ COMPONENTS = (
 )
 
 
-@dataclass(frozen=True)
 class Assets:
     """What was built, and where it is."""
 
-    folder: Path
-
     def binary(self, name: str) -> Path:
         """A binary by its name; `KUBEBUILDER_ASSETS` comes first."""
-        return given_binary(name) or self.folder / "bin" / name
+        (component,) = (component for component in COMPONENTS if name in component.binaries)
+        return given_binary(name) or component.folder / "bin" / name
 
     def crds(self, component: str) -> list[Path]:
         """The files of CustomResourceDefinitions that a component brings."""
-        return sorted((self.folder / "crds" / component).glob("*.yaml"))
+        (found,) = (candidate for candidate in COMPONENTS if candidate.name == component)
+        return sorted((found.folder / "crds").glob("*.yaml"))
 
 
 def given_binary(name: str) -> Path | None:
@@ -88,26 +97,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plinth" / "cluster"
 
 
-def assets_hash() -> str:
-    """Changes with every module file and every flag of the build."""
-    digest = hashlib.sha256(repr((BUILD_FLAGS, COMPONENTS)).encode())
-    for component in COMPONENTS:
-        for name in ("go.mod", "go.sum"):
-            digest.update((MODULES / component.name / name).read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def ensure_assets(components: tuple[Component, ...] = COMPONENTS) -> Assets:
     """Build what is missing; processes that ask at the same time wait for the first one."""
-    cache = cache_folder()
-    assets = Assets(cache / assets_hash())
+    assets = Assets()
     if not any(is_missing(component, assets) for component in components):
         return assets
-    assets.folder.mkdir(parents=True, exist_ok=True)
+    cache = cache_folder()
+    cache.mkdir(parents=True, exist_ok=True)
     with locked(cache / "lock"):
-        for left in assets.folder.glob(".making-*"):
-            # Of a process that was killed: whoever is alive and builds holds the lock.
-            shutil.rmtree(left, ignore_errors=True)
         missing = [component for component in components if is_missing(component, assets)]
         go = find_go(cache) if missing else Path("go")
         for component in missing:
@@ -126,23 +123,27 @@ def missing_binaries(component: Component, assets: Assets) -> dict[str, str]:
 
 
 def build(component: Component, assets: Assets, go: Path) -> None:
-    """Make what is missing of a component beside the cache, then move it there whole."""
-    with tempfile.TemporaryDirectory(dir=assets.folder, prefix=".making-") as made:
+    """Make what is missing of a component beside its folder, then move it there whole."""
+    cache = cache_folder()
+    for left in cache.glob(".making-*"):
+        # Of a process that was killed: whoever is alive and builds holds the lock.
+        shutil.rmtree(left, ignore_errors=True)
+    component.folder.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix=".making-") as made:
         binaries = missing_binaries(component, assets)
         if binaries:
             build_binaries(component, binaries, Path(made), go)
-            (assets.folder / "bin").mkdir(exist_ok=True)
+            (component.folder / "bin").mkdir(exist_ok=True)
             for name, package in binaries.items():
                 # `go build` names a binary for the last element of its package that is no version.
                 built = Path(made) / re.sub(r"/v\d+$", "", package).rpartition("/")[2]
-                built.replace(assets.folder / "bin" / name)
+                built.replace(component.folder / "bin" / name)
         if component.crds and not assets.crds(component.name):
             module, folder = component.crds
             shutil.copytree(
                 module_folder(component, module, go) / folder, Path(made) / "crds", copy_function=copy_writable
             )
-            (assets.folder / "crds").mkdir(exist_ok=True)
-            (Path(made) / "crds").replace(assets.folder / "crds" / component.name)
+            (Path(made) / "crds").replace(component.folder / "crds")
 
 
 def copy_writable(source: str, target: str) -> str:
@@ -153,7 +154,7 @@ def copy_writable(source: str, target: str) -> str:
 def build_binaries(component: Component, binaries: dict[str, str], folder: Path, go: Path) -> None:
     """Run `go build`, telling now and then how far it is."""
     command = [str(go), "build", "-v", *BUILD_FLAGS, "-ldflags", component.link_flags, "-o", f"{folder}/"]
-    log_path = folder.parent.parent / f"build-{component.name}.log"
+    log_path = folder.parent / f"build-{component.name}.log"
     started = time.monotonic()
     tell(f"building {', '.join(binaries)} (the first time takes minutes)")
     with log_path.open("wb") as log:
@@ -255,4 +256,5 @@ def tell(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{ensure_assets().folder}\n")
+    ensure_assets()
+    sys.stdout.writelines(f"{component.folder}\n" for component in COMPONENTS)

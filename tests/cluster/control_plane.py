@@ -35,11 +35,19 @@ class ControlPlane:
     """One control plane in a folder of its own; several can run side by side."""
 
     def __init__(
-        self, folder: Path, *, crds: Iterable[str] = ALL_CRDS, scheduler: bool = True, kuberay: bool = False
+        self,
+        folder: Path,
+        *,
+        crds: Iterable[str] = ALL_CRDS,
+        scheduler: bool = True,
+        kuberay: bool = False,
+        hurried: bool = True,
     ) -> None:
+        """Say what is in it; `hurried` KubeRay works on more at once than its defaults allow, and tests wait less."""
         self._crds = tuple(crds)
         self._has_scheduler = scheduler
         self._has_kuberay = kuberay
+        self._is_hurried = hurried
         self._layout = programs.Layout(folder)
         self._processes = Processes(folder)
         self._ports = programs.free_ports()
@@ -111,7 +119,7 @@ class ControlPlane:
 
     def start_kuberay(self) -> None:
         """Start the KubeRay operator; its CRDs have to be there."""
-        self._run("kuberay-operator", programs.kuberay(self._layout, self._ports))
+        self._run("kuberay-operator", programs.kuberay(self._layout, self._ports, hurried=self._is_hurried))
         probe = f"http://{programs.LOOPBACK}:{self._ports.kuberay_probe}/readyz"
         self._processes.wait_until("kuberay-operator", lambda: answers(probe), START_SECONDS)
 
@@ -150,6 +158,10 @@ class ControlPlane:
         """The log of a program by the name of its binary."""
         return self._processes.log(program)
 
+    def pids(self) -> dict[str, int]:
+        """The process ids of what runs, by the name of its binary."""
+        return self._processes.pids()
+
     def kubeconfig_for_service_account(self, namespace: str, name: str) -> Path:
         """Write a kubeconfig with a token of a service account, valid for one hour."""
         path = self._layout.folder / f"{namespace}-{name}.kubeconfig"
@@ -185,12 +197,19 @@ class ControlPlane:
         return self.client.resources.get(api_version=api_version, kind=kind)
 
     def request(
-        self, method: str, path: str, body: bytes | None = None, content_type: str = "application/json"
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        content_type: str = "application/json",
+        *,
+        accept: str = "application/json",
     ) -> dict[str, Any]:
         """One request with the administrator's rights; `urllib.error.HTTPError` when it is refused."""
         request = urllib.request.Request(self.url + path, body, method=method)
         request.add_header("Authorization", f"Bearer {self.token}")
         request.add_header("Content-Type", content_type)
+        request.add_header("Accept", accept)
         trust = ssl.create_default_context(cafile=str(self._layout.certificate))
         with urllib.request.urlopen(request, timeout=60, context=trust) as answer:
             content = answer.read()

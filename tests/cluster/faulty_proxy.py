@@ -27,7 +27,7 @@ NOT_FORWARDED = HOP_BY_HOP | {"accept-encoding"}
 
 REASONS = {409: "Conflict", 410: "Expired", 429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable"}
 
-Action = Literal["respond", "fail_after", "cut", "silence", "duplicate", "delay", "expire"]
+Action = Literal["respond", "fail_after", "hold", "hold_after", "cut", "silence", "duplicate", "delay", "expire"]
 
 
 @dataclass
@@ -35,7 +35,8 @@ class Rule:
     """Which requests, and what happens to them.
 
     Actions: `respond` answers with `status` and never asks the server; `fail_after` lets the server act and answers
-    with `status` all the same; `delay` holds an answer, or every event of a watch, for `seconds`. For watches only:
+    with `status` all the same; `hold` never asks the server and never answers, `hold_after` lets the server act and
+    never answers; `delay` holds an answer, or every event of a watch, for `seconds`. For watches only:
     `cut` breaks the connection and `silence` says nothing more, both after `events` events; `duplicate` sends every
     event twice; `expire` sends the error event of a resource version that is too old.
     """
@@ -43,6 +44,8 @@ class Rule:
     action: Action
     method: str | None = None
     path: str = ""
+    body: str = ""
+    """A regular expression that matches anywhere in what is sent."""
     watch: bool | None = None
     """True for watches only, False for all but them; `cut`, `silence`, `duplicate`, `expire` mean watches anyway."""
     status: int = 500
@@ -52,8 +55,10 @@ class Rule:
     times: int | None = None
     """After so many requests the rule is spent; None is never."""
     hits: int = 0
+    reached: threading.Event = field(default_factory=threading.Event)
+    """Set once a request is held."""
 
-    def matches(self, method: str, path: str, is_watch: bool) -> bool:
+    def matches(self, method: str, path: str, is_watch: bool, body: bytes = b"") -> bool:
         """Whether a request is meant; `path` is a regular expression that may match anywhere in path and query."""
         if self.times is not None and self.hits >= self.times:
             return False
@@ -62,7 +67,13 @@ class Rule:
             (self.method is None or self.method == method)
             and (wanted is None or wanted == is_watch)
             and re.search(self.path, path) is not None
+            and (not self.body or re.search(self.body.encode(), body) is not None)
         )
+
+    async def hold(self) -> None:
+        """Tell that a request has come so far, and wait until its client goes away."""
+        self.reached.set()
+        await asyncio.Event().wait()
 
 
 @dataclass
@@ -141,16 +152,26 @@ class FaultyProxy:
     def __exit__(self, *_: object) -> None:
         assert self._loop is not None
         assert self._thread is not None
-        asyncio.run_coroutine_threadsafe(self.stop(), self._loop).result(30)
+        self.away()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(30)
         self._loop.close()
 
+    def away(self) -> None:
+        """Refuse every connection from now on, and break those that there are, until `back`."""
+        assert self._loop is not None
+        asyncio.run_coroutine_threadsafe(self.stop(), self._loop).result(30)
+
+    def back(self) -> None:
+        """Listen again, at the same address."""
+        assert self._loop is not None
+        asyncio.run_coroutine_threadsafe(self.start(), self._loop).result(30)
+
     # ---- one request
 
-    def _take_rule(self, entry: Request, is_watch: bool) -> Rule | None:
-        for rule in self.rules:
-            if rule.matches(entry.method, entry.path, is_watch):
+    def _take_rule(self, entry: Request, is_watch: bool, body: bytes) -> Rule | None:
+        for rule in list(self.rules):
+            if rule.matches(entry.method, entry.path, is_watch, body):
                 rule.hits += 1
                 entry.fault = rule.action
                 return rule
@@ -161,9 +182,12 @@ class FaultyProxy:
         agent = request.headers.get("User-Agent", "")
         entry = Request(request.method, request.path_qs, time.monotonic(), user_agent=agent)
         self.log.append(entry)
-        rule = self._take_rule(entry, is_watch)
+        content = await request.read()
+        rule = self._take_rule(entry, is_watch, content)
         if rule and rule.action == "respond":
             return failure(entry, rule)
+        if rule and rule.action == "hold":
+            await rule.hold()
         if rule and rule.action == "expire":
             entry.status = 200
             event = {"type": "ERROR", "object": failure_body(410, "too old resource version")}
@@ -174,7 +198,7 @@ class FaultyProxy:
             request.method,
             self.upstream.rstrip("/") + request.raw_path,
             headers=headers,
-            data=await request.read() or None,
+            data=content or None,
             skip_auto_headers=("Content-Type", "User-Agent", "Accept", "Accept-Encoding"),
             allow_redirects=False,
         ) as answer:
@@ -184,6 +208,8 @@ class FaultyProxy:
             body = await answer.read()
             if rule and rule.action == "delay":
                 await asyncio.sleep(rule.seconds)
+            if rule and rule.action == "hold_after":
+                await rule.hold()
             if rule and rule.action == "fail_after":
                 return failure(entry, rule)
             return web.Response(body=body, status=answer.status, headers=forwarded(answer))

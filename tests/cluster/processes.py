@@ -53,6 +53,10 @@ class Processes:
         """The process id of a program that was started."""
         return self._running[name].pid
 
+    def pids(self) -> dict[str, int]:
+        """The process ids of everything that was started and not ended."""
+        return {name: process.pid for name, process in self._running.items()}
+
     def start(self, name: str, command: list[str], environment: Mapping[str, str] | None = None) -> None:
         """Start a program; its log is appended to."""
         assert name not in self._running, f"{name} runs already"

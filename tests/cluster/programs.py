@@ -110,6 +110,8 @@ def api_server(layout: Layout, ports: Ports) -> list[str]:
         f"--service-account-key-file={layout.service_account_key}",
         f"--service-account-signing-key-file={layout.service_account_key}",
         "--authorization-mode=RBAC,Node",
+        # As on OpenShift: who sets blockOwnerDeletion must be allowed to update the owner's finalizers.
+        "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
         f"--token-auth-file={layout.tokens}",
         "--allow-privileged=true",
         "--profiling=false",
@@ -147,8 +149,8 @@ def scheduler(layout: Layout) -> list[str]:
     ]
 
 
-def kuberay(layout: Layout, ports: Ports) -> list[str]:
-    """Arguments of the KubeRay operator, which runs outside of the cluster."""
+def kuberay(layout: Layout, ports: Ports, *, hurried: bool) -> list[str]:
+    """Arguments of the KubeRay operator, which runs outside of the cluster; hurried is faster than its defaults are."""
     return [
         f"--kubeconfig={layout.kubeconfig}",
         "--enable-leader-election=false",
@@ -156,8 +158,6 @@ def kuberay(layout: Layout, ports: Ports) -> list[str]:
         f"--health-probe-bind-address={LOOPBACK}:{ports.kuberay_probe}",
         # Names of Services do not resolve out here.
         "--use-kubernetes-proxy=true",
-        "--reconcile-concurrency=4",
-        "--qps=500",
-        "--burst=1000",
         "--log-stdout-encoder=console",
+        *(["--reconcile-concurrency=4", "--qps=500", "--burst=1000"] if hurried else []),
     ]

@@ -1,17 +1,19 @@
 """What to do about a PretrainJob or FineTuneJob: from the resource and what is observed to writes and a status."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from plinth_api.errors import InvalidSpec, Problem
+from plinth_api.lenient import read_leniently
 from plinth_api.model_service import ModelService
-from plinth_api.parse import Job, parse_resource
+from plinth_api.parse import Job, Resource, parse_resource, readable_part
 from plinth_api.resolve import referenced_aliases, resolve_train_run
 from plinth_api.run_tags import FAILURE_MESSAGE, FAILURE_REASON, GATE, PHASE, START_STEP
 from plinth_api.status import Attempt, JobPhase, JobStatus
 from plinth_operator.facts import Manifest, ObjectFacts, Observed, PodFacts, RayClusterFacts, RayJobFacts, RunFacts
+from plinth_operator.plan.acceptance import invalid_spec_cause, refused_plan, spec_problems
+from plinth_operator.plan.access import build_network_policy
 from plinth_operator.plan.attempts import (
     MAX_REMEMBERED,
     SUCCEEDED,
@@ -24,19 +26,23 @@ from plinth_operator.plan.attempts import (
     next_step,
 )
 from plinth_operator.plan.children import job_children
+from plinth_operator.plan.drift import changed_children
 from plinth_operator.plan.existence import missing_cause
 from plinth_operator.plan.plan import Plan, RunRequest
-from plinth_operator.plan.raycluster import build_ray_cluster_spec
 from plinth_operator.plan.rayjob import attempt_spec_hash
-from plinth_operator.plan.run_config import resolve_settings_for
-from plinth_operator.plan.storage import storage_problems
+from plinth_operator.plan.refusals import steady_cause
+from plinth_operator.plan.run_config import build_run_config, resolve_settings_for, run_config_name
 from plinth_operator.settings import Settings
-from plinth_operator.status.causes import failure_cause, lost_head_cause, waiting_cause
+from plinth_operator.status.causes import failure_cause, lost_head_cause, suspended_cause, waiting_cause
 from plinth_operator.status.jobs import Verdict, build_job_status, seconds_held
 from plinth_operator.status.progress import checkpoint_from_run
 from plinth_operator.status.reasons import Cause
 
+_RUNNING = ("Queued", "Starting", "Training", "Evaluating")
 _TERMINAL_RUN = ("FINISHED", "FAILED", "KILLED")
+
+_UNTOLD = timedelta(seconds=60)
+"""So long may a new job wait for MLflow, in a queue of a thousand of its like, before a status says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +54,18 @@ class _Look:
     seen: Observed
     settings: Settings
     now: datetime
+    age: timedelta
+    refusal: Cause | None = None
+    unreadable: InvalidSpec | None = None
 
     @property
     def queued(self) -> bool:
         return bool(self.job.spec.compute.queue_name or self.settings.queue_name)
 
 
-def plan_job(document: Manifest, seen: Observed, *, settings: Settings, now: datetime) -> Plan:
+def plan_job(
+    document: Manifest, seen: Observed, *, settings: Settings, now: datetime, refusal: Cause | None = None
+) -> Plan:
     """The plan for a job.
 
     Args:
@@ -62,46 +73,25 @@ def plan_job(document: Manifest, seen: Observed, *, settings: Settings, now: dat
         seen: What is known of its surroundings.
         settings: What the platform team has decided.
         now: The time.
+        refusal: Why the API server has just refused a child that this plan asks for.
     """
-    old = JobStatus.model_validate_json(json.dumps(document.get("status") or {}))
+    old = read_leniently(JobStatus, document.get("status") or {}) or JobStatus()
+    has_begun, unreadable = bool(old.attempts or seen.ray_jobs), None
+    job: Resource | None
     try:
         job = parse_resource({**document, "status": None})
     except InvalidSpec as error:
-        return _refused(document, old, seen, error, now)
+        job, unreadable = readable_part({**document, "status": None}) if has_begun else None, error
+        if job is None:
+            return refused_plan(document, old, seen, error, now)
     assert not isinstance(job, ModelService)
-    look = _Look(job, old, seen, settings, now)
+    created = datetime.fromisoformat(document["metadata"].get("creationTimestamp") or "0001-01-01T00:00:00Z")
+    look = _Look(job, old, seen, settings, now, now - created, refusal, unreadable)
     if old.phase in ("Succeeded", "Failed") and old.attempts:
         return _plan_after_end(look)
-    has_begun = bool(old.attempts or seen.ray_jobs)
-    if not has_begun and (problems := _problems(look)):
-        return _refused(document, old, seen, InvalidSpec(*problems), now)
+    if not has_begun and (problems := spec_problems(job, seen.claims, settings)):
+        return refused_plan(document, old, seen, InvalidSpec(*problems), now)
     return _plan_attempts(look)
-
-
-def _problems(look: _Look) -> tuple[Problem, ...]:
-    try:
-        resolve_train_run(look.job, resolve_settings_for(look.job, look.settings, None), {})
-        build_ray_cluster_spec(look.job, settings=look.settings, attempt=1)
-    except InvalidSpec as error:
-        return error.problems
-    return tuple(storage_problems(look.job, look.seen.claims, look.settings))
-
-
-def _refused(document: Manifest, old: JobStatus, seen: Observed, error: InvalidSpec, now: datetime) -> Plan:
-    """A spec that cannot be carried out: nothing is created; what still runs from an older one is left to end."""
-    verdict = Verdict("Failed", Cause("InvalidSpec", str(error)), accepted=False)
-    if old.attempts or seen.ray_jobs:
-        verdict = replace(verdict, phase=old.phase or "Starting")
-    status = build_job_status(
-        old,
-        verdict,
-        generation=document["metadata"]["generation"],
-        attempts=old.attempts,
-        run=seen.run,
-        gpus=(old.usage.gpus if old.usage else None) or 0,
-        now=now,
-    )
-    return Plan(status=status)
 
 
 def _plan_attempts(look: _Look) -> Plan:
@@ -138,7 +128,8 @@ def _plan_attempts(look: _Look) -> Plan:
         waiting = Verdict("Pending", Cause(cause.reason, text))
         wait = (following.at - look.now).total_seconds() + 0.5
         return replace(_report(look, waiting, attempts), deletions=deletions, requeue_seconds=wait)
-    return replace(_start(look, attempts), deletions=deletions)
+    plan = _start(look, attempts)
+    return replace(plan, deletions=(*deletions, *plan.deletions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +194,7 @@ def _waiting_in_queue(look: _Look, attempts: list[Attempt]) -> Plan:
     if look.job.spec.suspend:
         return replace(_report(look, Verdict("Suspended", None), attempts), deletions=(ray_job,))
     cause = waiting_cause((), (), look.seen.workloads) or Cause("WaitingForQuota", "Kueue took the machines back")
-    return _report(look, Verdict("Queued", cause), attempts)
+    return _kept(look, ray_job, _report(look, Verdict("Queued", cause), attempts))
 
 
 def _is_stale(record: RunFacts, ray_job: RayJobFacts) -> bool:
@@ -223,24 +214,52 @@ def _running(look: _Look, attempts: list[Attempt]) -> Plan:
         attempts[-1] = live.model_copy(update={"from_step": int(started), "last_step": run.step if run else None})
     if look.queued and (ray_job.suspended or ray_job.deployment_status == "Suspended"):
         verdict = Verdict("Queued", cause or Cause("WaitingForQuota", "Kueue has not admitted the job yet"))
-    elif ray_job.deployment_status == "Running" and ray_job.job_status == "RUNNING":
+    elif ray_job.deployment_status == "Running" and ray_job.job_status not in ("", "PENDING"):
         told = run.tags.get(PHASE, "") if run else ""
         stepping = run is not None and run.step is not None
         phase: JobPhase = "Training" if stepping or told == "training" else "Starting"
         verdict = Verdict("Evaluating" if told == "evaluating" else phase, cause)
     else:
-        verdict = Verdict("Starting", cause)
-    drifted = ray_job.spec_hash not in ("", attempt_spec_hash(look.job))
-    plan = _report(look, replace(verdict, drifted_attempt=live.number if drifted else None), attempts)
+        verdict = Verdict("Starting", cause or suspended_cause(ray_job))
+    drifted = live.number if _has_drifted(look, ray_job) else None
+    plan = _kept(look, ray_job, _report(look, replace(verdict, drifted_attempt=drifted), attempts))
     limit = look.job.spec.active_deadline_seconds
     if limit is None:
         return plan
     return replace(plan, requeue_seconds=max(1.0, limit - seconds_held(attempts, look.now) + 1))
 
 
+def _has_drifted(look: _Look, ray_job: RayJobFacts) -> bool:
+    return ray_job.spec_hash not in ("", attempt_spec_hash(look.job))
+
+
+def _kept(look: _Look, ray_job: RayJobFacts, plan: Plan) -> Plan:
+    """The plan, and what an attempt needs beside its RayJob, where somebody has deleted or edited it.
+
+    A pod that is made anew mounts the ConfigMap. One of another spec would be a lie about what the attempt ran.
+    """
+    job, seen, settings = look.job, look.seen, look.settings
+    policies = (build_network_policy(job, settings=settings),) if settings.network_policies else ()
+    changed, _ = changed_children(policies, seen.children)
+    name = run_config_name(job, ray_job.attempt)
+    there = any((known.kind, known.name) == ("ConfigMap", name) for known in seen.children)
+    if there or _has_drifted(look, ray_job) or _problems_now(look):
+        return replace(plan, children=changed)
+    prefix = resolve_settings_for(job, settings, None).registry_prefix
+    missing = tuple(uri for uri in referenced_aliases(job, prefix) if not seen.versions.get(uri))
+    if missing:
+        return replace(plan, children=changed, want_versions=missing)
+    run_id = seen.run.run_id if seen.run else look.old.tracking.run_id if look.old.tracking else None
+    run = resolve_train_run(job, resolve_settings_for(job, settings, run_id), seen.versions)
+    return replace(plan, children=(build_run_config(run, job, ray_job.attempt), *changed))
+
+
 def _start(look: _Look, attempts: list[Attempt]) -> Plan:
     """The next attempt, unless something that it needs does not exist yet."""
     job, seen, settings = look.job, look.seen, look.settings
+    if attempts and (problems := _problems_now(look)):
+        refused = Verdict("Pending", invalid_spec_cause(InvalidSpec(*problems)), accepted=False)
+        return _report(look, refused, attempts)
     prefix = resolve_settings_for(job, settings, None).registry_prefix
     aliases = referenced_aliases(job, prefix)
     held = _held_back(look, aliases)
@@ -251,19 +270,33 @@ def _start(look: _Look, attempts: list[Attempt]) -> Plan:
     missing = tuple(uri for uri in aliases if uri not in seen.versions)
     if run_id is None or missing:
         cause = Cause("TrackingUnavailable", seen.tracking_error) if seen.tracking_error else None
-        request = None if run_id else _run_request(job, settings)
+        # A job that waits for its model has no run yet.
+        request = None if run_id or missing else _run_request(job, settings)
         plan = _report(look, Verdict("Pending", cause), attempts)
+        if cause is None and look.old.phase is None and look.age < _UNTOLD:
+            # MLflow answers in milliseconds: a status of that wait would be a write for nobody to read.
+            plan = Plan(status={}, requeue_seconds=(_UNTOLD - look.age).total_seconds())
         return replace(plan, want_run=request, want_versions=missing)
     number = attempts[-1].number + 1 if attempts else 1
     run = resolve_train_run(job, resolve_settings_for(job, settings, run_id), seen.versions)
-    children = job_children(job, run, attempt=number, settings=settings)
-    known = {(child.kind, child.name): child.hash for child in seen.children}
-    needed = tuple(
-        child
-        for child in children
-        if known.get((child["kind"], child["metadata"]["name"])) is None or child["kind"] == "RayJob"
-    )
-    return replace(_report(look, Verdict("Starting", None), attempts), children=needed)
+    children, stale = changed_children(job_children(job, run, attempt=number, settings=settings), seen.children)
+    return replace(_report(look, _start_verdict(look, attempts), attempts), children=children, deletions=stale)
+
+
+def _problems_now(look: _Look) -> tuple[Problem, ...]:
+    """What speaks against another attempt: the spec of a suspended job may have changed, and the operator too."""
+    if look.unreadable is not None:
+        return look.unreadable.problems
+    return spec_problems(look.job, look.seen.claims, look.settings)
+
+
+def _start_verdict(look: _Look, attempts: Sequence[Attempt]) -> Verdict:
+    if look.refusal is None:
+        return Verdict("Starting", None)
+    cause = steady_cause(look.refusal, look.old, look.job.metadata.generation)
+    is_invalid = cause.reason == "InvalidSpec"
+    # Failed is for good once there was an attempt.
+    return Verdict("Failed" if is_invalid and not attempts else "Pending", cause, accepted=not is_invalid)
 
 
 def _held_back(look: _Look, aliases: Sequence[str]) -> Cause | None:
@@ -310,6 +343,8 @@ def _plan_after_end(look: _Look) -> Plan:
 
 def _report(look: _Look, verdict: Verdict, attempts: Sequence[Attempt]) -> Plan:
     compute = look.job.spec.compute
+    if look.unreadable is not None and verdict.cause is None and verdict.phase in _RUNNING:
+        verdict = replace(verdict, cause=invalid_spec_cause(look.unreadable), accepted=False)
     status = build_job_status(
         look.old,
         verdict,
@@ -325,15 +360,16 @@ def _report(look: _Look, verdict: Verdict, attempts: Sequence[Attempt]) -> Plan:
 
 def _remembered_cause(look: _Look, last: Attempt) -> Cause:
     """Why the last attempt ended: from its RayJob while there is one, else from the status."""
-    if look.old.reason == last.outcome and look.old.message:
-        return Cause(look.old.reason or "", look.old.message.split("; attempt ")[0])
+    outcome = last.outcome or "UserCodeError"
+    if look.old.reason == outcome and look.old.message:
+        return Cause(outcome, look.old.message.split("; attempt ")[0])
     ray_job = _ray_job_of(last, look.seen)
     if ray_job is not None and is_over(ray_job):
         return failure_cause(ray_job, *_of_attempt(ray_job, look.seen), look.seen.run)
-    run = look.seen.run
-    if run is not None and run.tags.get(FAILURE_REASON) == last.outcome:
-        return Cause(last.outcome or "", run.tags.get(FAILURE_MESSAGE, ""))
-    return Cause(last.outcome or "UserCodeError", f"attempt {last.number} ended: {last.outcome}")
+    told = look.seen.run.tags if look.seen.run else {}
+    if told.get(FAILURE_REASON) == outcome:
+        return Cause(outcome, told.get(FAILURE_MESSAGE, ""))
+    return Cause(outcome, f"attempt {last.number} ended: {outcome}")
 
 
 def _ray_job_of(attempt: Attempt, seen: Observed) -> RayJobFacts | None:

@@ -3,9 +3,11 @@
 Only fields that KubeRay 1.6 knows: server-side apply refuses others.
 """
 
+import json
 import math
 from typing import Any
 
+from plinth_api.errors import InvalidSpec, Problem
 from plinth_api.model_service import ModelService
 from plinth_api.parse import Resource
 from plinth_api.quantity import parse_quantity
@@ -19,6 +21,9 @@ MAX_REPLICAS = 1024
 """The bound of scaling.maxReplicas. KubeRay passes no change of a group's bounds on to a running cluster
 (https://github.com/ray-project/kuberay/issues/2331), so Ray Serve alone bounds the replicas."""
 
+MAX_CLUSTER_BYTES = 1024 * 1024
+"""etcd takes requests of 1.5 MiB, with the bookkeeping of field managers in them."""
+
 _IDLE_SECONDS = 60
 
 
@@ -31,9 +36,9 @@ def build_ray_cluster_spec(resource: Resource, *, settings: Settings, attempt: i
         attempt: Of a job; None for a service.
 
     Raises:
-        InvalidSpec: podTemplate is no pod template.
+        InvalidSpec: podTemplate is no pod template, or is too large.
     """
-    return {
+    cluster = {
         "rayVersion": settings.ray_version,
         # Written out: KubeRay takes nothing for "disabled".
         "authOptions": {"mode": "token"},
@@ -51,6 +56,16 @@ def build_ray_cluster_spec(resource: Resource, *, settings: Settings, attempt: i
             }
         ],
     }
+    if len(json.dumps(cluster, ensure_ascii=False).encode()) > MAX_CLUSTER_BYTES:
+        limit = MAX_CLUSTER_BYTES // 1024
+        raise InvalidSpec(
+            Problem(
+                "spec.compute",
+                f"is too large: the Ray cluster made from it, with env and podTemplate in it twice, has a limit of "
+                f"{limit} KiB; put what is long into a ConfigMap, a volume or the image",
+            )
+        )
+    return cluster
 
 
 def _autoscaling() -> dict[str, Any]:

@@ -1,24 +1,26 @@
 """What to do about a ModelService: from the resource and what is observed to writes and a status. Pure."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from plinth_api.errors import InvalidSpec
+from plinth_api.lenient import read_leniently
 from plinth_api.model_service import ModelService
 from plinth_api.parse import parse_resource
 from plinth_api.resolve import referenced_aliases, resolve_serve_run
 from plinth_api.status import ServiceStatus
 from plinth_operator.constants import CLUSTER_HASH_ANNOTATION
 from plinth_operator.facts import Manifest, ObjectFacts, Observed, RayServiceFacts
+from plinth_operator.plan.acceptance import invalid_spec_cause
 from plinth_operator.plan.access import serve_service_name
 from plinth_operator.plan.children import service_children
 from plinth_operator.plan.drift import differs
 from plinth_operator.plan.existence import missing_cause
 from plinth_operator.plan.plan import Plan
 from plinth_operator.plan.raycluster import build_ray_cluster_spec
+from plinth_operator.plan.refusals import steady_cause
 from plinth_operator.plan.run_config import resolve_settings_for
 from plinth_operator.settings import Settings
 from plinth_operator.status.reasons import Cause
@@ -35,11 +37,14 @@ class _Look:
     seen: Observed
     settings: Settings
     now: datetime
+    refusal: Cause | None = None
 
 
-def plan_service(document: Manifest, seen: Observed, *, settings: Settings, now: datetime) -> Plan:
+def plan_service(
+    document: Manifest, seen: Observed, *, settings: Settings, now: datetime, refusal: Cause | None = None
+) -> Plan:
     """The plan for a service; arguments as in `plan_job`."""
-    old = ServiceStatus.model_validate_json(json.dumps(document.get("status") or {}))
+    old = read_leniently(ServiceStatus, document.get("status") or {}) or ServiceStatus()
     generation = document["metadata"]["generation"]
     try:
         service = parse_resource({**document, "status": None})
@@ -47,9 +52,10 @@ def plan_service(document: Manifest, seen: Observed, *, settings: Settings, now:
         resolve_serve_run(service, resolve_settings_for(service, settings, None), {})
         build_ray_cluster_spec(service, settings=settings)
     except InvalidSpec as error:
-        verdict = ServiceVerdict("Failed", Cause("InvalidSpec", str(error)), accepted=False)
-        return Plan(status=build_service_status(old, verdict, generation=generation, now=now))
-    look = _Look(service, old, seen, settings, now)
+        verdict = _refused(seen, old.model.uri if old.model else "", invalid_spec_cause(error))
+        gpus = (old.usage.gpus if old.usage else None) or 0
+        return Plan(status=build_service_status(old, verdict, generation=generation, gpus=gpus, now=now))
+    look = _Look(service, old, seen, settings, now, refusal)
     base = resolve_settings_for(service, settings, None)
     aliases = referenced_aliases(service, base.registry_prefix)
     versions = _known_versions(look, aliases)
@@ -92,7 +98,19 @@ def _converge(look: _Look, wanted: tuple[Manifest, ...], target: str) -> Plan:
     deletions += [facts for identity, facts in known.items() if _is_ours(facts) and identity not in names]
     pods = look.seen.pods
     verdict = service_verdict(existing, pods, look.seen.ray_clusters, look.seen.replica, target, bool(deletions))
+    if children and look.refusal is not None:
+        cause = steady_cause(look.refusal, look.old, look.service.metadata.generation)
+        verdict = _refused(look.seen, target, cause)
     return replace(_report(look, verdict), children=tuple(children), deletions=tuple(deletions))
+
+
+def _refused(seen: Observed, target: str, cause: Cause) -> ServiceVerdict:
+    """Where a service stands whose spec, or what was made of it, is refused: what serves already goes on serving."""
+    is_invalid = cause.reason == "InvalidSpec"
+    if not seen.ray_services:
+        return ServiceVerdict("Failed" if is_invalid else "Pending", cause, accepted=not is_invalid)
+    now = service_verdict(seen.ray_services[0], seen.pods, seen.ray_clusters, seen.replica, target, replacing=False)
+    return replace(now, phase="Degraded", cause=cause, accepted=not is_invalid)
 
 
 def _is_ours(facts: ObjectFacts) -> bool:

@@ -49,7 +49,7 @@ def merge_pod_template(template: Manifest, patch: Manifest) -> Manifest:
 def _merge_objects(base: Manifest, patch: Any, path: str) -> Manifest:
     if not isinstance(patch, dict):
         raise InvalidSpec(Problem(path, "must be an object"))
-    merged = copy.deepcopy(base)
+    merged = dict(base)
     for key, value in patch.items():
         inner = f"{path}.{key}"
         if key.startswith("$"):
@@ -70,7 +70,7 @@ def _merge_lists(base: list[Manifest], patch: Any, merge_key: str, path: str) ->
         raise InvalidSpec(Problem(path, "must be a list"))
     merged = {item[merge_key]: item for item in base}
     for index, item in enumerate(patch):
-        if not isinstance(item, dict) or merge_key not in item:
+        if not isinstance(item, dict) or not isinstance(item.get(merge_key), str | int):
             raise InvalidSpec(Problem(f"{path}[{index}]", f"must have {merge_key}, by which the list is merged"))
         name = item[merge_key]
         merged[name] = _merge_objects(merged.get(name, {}), item, f"{path}[{index}]")

@@ -30,6 +30,9 @@ from plinth_operator.status.words import can_never_fit, known_failure, last_line
 _CONSEQUENCES = frozenset({"UserCodeError", "CollectiveTimeout", "NoProgress", "StartupTimeout"})
 """What a workload says when it does not know more than that another of its processes is gone."""
 
+_LOST_SIGHT = frozenset({"SubmissionFailed", "JobDeploymentStatusTransitionGracePeriodExceeded"})
+"""Reasons with which KubeRay ends a job without its words: its message is KubeRay's own."""
+
 _SICK_APPLICATION = frozenset({"DEPLOY_FAILED", "UNHEALTHY"})
 
 
@@ -101,6 +104,14 @@ def lost_head_cause(ray_job: RayJobFacts, pods: Iterable[PodFacts]) -> Cause | N
     return Cause("HeadLost", f"{what}; the Ray job of {ray_job.name} ended with it")
 
 
+def suspended_cause(ray_job: RayJobFacts) -> Cause | None:
+    """Why a RayJob that no queue holds does not start: somebody has suspended it; None where nobody has."""
+    if not ray_job.suspended:
+        return None
+    todo = "set its spec.suspend to false, or delete it and the next attempt starts"
+    return Cause("RayJobStopped", f"RayJob {ray_job.name} was suspended by somebody else; {todo}")
+
+
 def service_cause(
     ray_service: RayServiceFacts,
     pods: Iterable[PodFacts],
@@ -119,10 +130,11 @@ def service_cause(
         target = replica.target_uri or replica.model_uri
         return Cause("ModelLoadFailed", f"{target} cannot be served: {shorten(replica.load_error)}")
     return (
-        waiting_pod_cause(pods)
+        _refused_service(ray_service)
+        or waiting_pod_cause(pods)
         or _application_cause(ray_service.name, (ray_service.pending, ray_service.active))
         or _cluster_cause(clusters)
-        or _initializing_cause(ray_service)
+        or _not_ready_cause(ray_service)
     )
 
 
@@ -211,13 +223,20 @@ def _kuberay_cause(ray_job: RayJobFacts, pods: Sequence[PodFacts]) -> Cause:
     words = ray_job.message.strip()
     if "head pod not found" in words.lower() or ray_job.reason == "JobStatusCheckTimeoutExceeded":
         return Cause("HeadLost", f"the head pod of RayJob {ray_job.name} is gone, and the Ray job with it")
-    if (crashed := crashed_pod_cause(pods)) is not None:
-        return crashed
-    if ray_job.reason in ("SubmissionFailed", "JobDeploymentStatusTransitionGracePeriodExceeded"):
-        return Cause("SubmissionFailed", f"RayJob {ray_job.name}: {shorten(words) or ray_job.reason}")
+    # Before the submitter's end, which is an error then too.
     if ray_job.job_status == "STOPPED":
         todo = "to pause a job set spec.suspend, to end it delete it"
         return Cause("RayJobStopped", f"the Ray job of {ray_job.name} was stopped by somebody else; {todo}")
+    if (crashed := crashed_pod_cause(pods)) is not None:
+        return crashed
+    see = f"see kubectl logs -l job-name={ray_job.name} -n {ray_job.namespace}"
+    lost_sight = ray_job.reason in _LOST_SIGHT
+    if ray_job.job_status != "FAILED" or (lost_sight and not ray_job.program_ended):
+        return Cause("SubmissionFailed", f"RayJob {ray_job.name}: {shorten(words) or ray_job.reason}; {see}")
+    if lost_sight:
+        return Cause(
+            "UserCodeError", f"the program of RayJob {ray_job.name} failed, and its last words are lost; {see}"
+        )
     said = last_lines(words) or f"no message; see kubectl describe rayjob {ray_job.name} -n {ray_job.namespace}"
     return Cause("UserCodeError", f"the program of RayJob {ray_job.name} failed: {said}")
 
@@ -233,7 +252,21 @@ def _application_cause(service: str, applications: Iterable[ApplicationFacts | N
     return Cause("RuntimeUnhealthy", f"Ray Serve on {sick.cluster} is {sick.status}: {said}")
 
 
-def _initializing_cause(ray_service: RayServiceFacts) -> Cause | None:
-    if ray_service.ready_reason != "InitializingTimeout":
+def _refused_service(ray_service: RayServiceFacts) -> Cause | None:
+    if ray_service.ready_reason != "ValidationFailed":
         return None
-    return Cause("StartupTimeout", f"RayService {ray_service.name}: {shorten(ray_service.ready_message)}".rstrip(": "))
+    return Cause(
+        "RayServiceInvalid", f"KubeRay refuses RayService {ray_service.name}: {shorten(ray_service.ready_message)}"
+    )
+
+
+def _not_ready_cause(ray_service: RayServiceFacts) -> Cause | None:
+    """From KubeRay's own words, where neither pods nor the application say anything."""
+    words = f"RayService {ray_service.name}: {shorten(ray_service.ready_message)}".rstrip(": ")
+    match ray_service.ready_reason:
+        case "InitializingTimeout":
+            return Cause("StartupTimeout", f"{words}; KubeRay has given it up: delete it, and it is made anew")
+        case "ZeroServeEndpoints":
+            return Cause("RuntimeUnhealthy", f"{words}: no pod answers requests any more")
+        case _:
+            return None

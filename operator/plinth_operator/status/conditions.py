@@ -9,7 +9,8 @@ from plinth_api.status import JobPhase, ServicePhase
 
 ConditionStatus = Literal["True", "False", "Unknown"]
 
-_MOST_CHARACTERS = 32768
+MOST_CHARACTERS = 32768
+"""Of a message, as metav1.Condition bounds it; what programs and KubeRay say has no bound."""
 
 _READY, _RECONCILING, _STALLED = "Ready", "Reconciling", "Stalled"
 
@@ -56,7 +57,7 @@ def set_condition(
         type=kind,
         status=status,
         reason=reason,
-        message=message[:_MOST_CHARACTERS],
+        message=message[:MOST_CHARACTERS],
         last_transition_time=since,
         observed_generation=generation,
     )

@@ -31,8 +31,8 @@ def event_of(key: _Key, uid: str, old: Mapping[str, Any], new: Mapping[str, Any]
     phase, reason = str(new["phase"]), str(new.get("reason") or new["phase"])
     stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     identity = hashlib.sha256(f"{uid} {before} {after} {stamp}".encode()).hexdigest()[:10]
-    was = f"{old['phase']} -> {phase}" if old.get("phase") else phase
-    message = f"{was}: {new['message']}" if new.get("message") else was
+    moved = f"{old['phase']} -> {phase}" if old.get("phase") not in (None, phase) else ""
+    message = ": ".join(part for part in (moved, new.get("message") or _attempt(new)) if part) or phase
     return {
         "apiVersion": "v1",
         "kind": "Event",
@@ -52,3 +52,10 @@ def event_of(key: _Key, uid: str, old: Mapping[str, Any], new: Mapping[str, Any]
         "lastTimestamp": stamp,
         "count": 1,
     }
+
+
+def _attempt(status: Mapping[str, Any]) -> str:
+    """Which attempt a job is at, where it has one that runs."""
+    attempts = status.get("attempts") or [{}]
+    last = attempts[-1]
+    return f"attempt {last['number']}, RayJob {last['rayJob']}" if "rayJob" in last and "finishedAt" not in last else ""

@@ -9,7 +9,7 @@ from plinth_api.base import Condition
 from plinth_api.run_tags import GATE
 from plinth_api.status import Attempt, JobPhase, JobStatus, TrackingStatus, Usage
 from plinth_operator.facts import RunFacts
-from plinth_operator.status.conditions import kstatus_conditions, set_condition
+from plinth_operator.status.conditions import MOST_CHARACTERS, kstatus_conditions, set_condition
 from plinth_operator.status.progress import (
     checkpoint_from_run,
     evaluation_from_run,
@@ -65,7 +65,7 @@ def build_job_status(
         observed_generation=generation,
         phase=verdict.phase,
         reason=cause.reason if cause else "",
-        message=cause.message if cause else "",
+        message=cause.message[:MOST_CHARACTERS] if cause else "",
         conditions=_conditions(old, verdict, generation, attempts, run, now),
         progress=(progress_from_run(run, now=now, started_at=started) if run else None) or old.progress,
         checkpoint=(checkpoint_from_run(run) if run else None) or old.checkpoint,

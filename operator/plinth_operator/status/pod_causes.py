@@ -132,11 +132,10 @@ def _crash_cause(pod: PodFacts) -> Cause | None:
 def _unschedulable_cause(pod: PodFacts) -> Cause | None:
     if not pod.unschedulable:
         return None
-    return Cause(
-        "Unschedulable",
-        f"no node can take {place(pod)}: {shorten(pod.unschedulable)}; ask for less in spec.compute, or let nodes be "
-        "added or freed",
-    )
+    advice = "ask for less in spec.compute, or let nodes be added or freed"
+    if "PersistentVolumeClaim" in pod.unschedulable:
+        advice = "kubectl describe pvc says what its claims wait for"
+    return Cause("Unschedulable", f"no node can take {place(pod)}: {shorten(pod.unschedulable)}; {advice}")
 
 
 def _rejected_cause(pod: PodFacts) -> Cause | None:

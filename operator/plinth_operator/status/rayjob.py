@@ -20,4 +20,5 @@ def facts_from_rayjob(manifest: Manifest) -> RayJobFacts:
         started_at=timestamp(status, "startTime"),
         ended_at=timestamp(status, "endTime"),
         suspended=section(manifest, "spec").get("suspend") is True,
+        program_ended=timestamp(status, "rayJobInfo", "endTime") is not None,
     )

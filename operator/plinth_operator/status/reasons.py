@@ -35,6 +35,7 @@ class Cause:
 _FINAL: Mapping[str, str] = {
     "InvalidSpec": "A field of the resource has a value that cannot work.",
     "RayJobInvalid": "KubeRay refused the RayJob that was made from the spec.",
+    "RayServiceInvalid": "KubeRay refused the RayService that was made from the spec.",
     "NameConflict": "An object of the name that Plinth needs belongs to somebody else.",
     "SecretNotFound": "A Secret, or a key of it, that the pods need does not exist.",
     "ConfigMapNotFound": "A ConfigMap, or a key of it, that the pods need does not exist.",
@@ -60,8 +61,9 @@ _FINAL: Mapping[str, str] = {
 _BUDGET: Mapping[str, str] = {
     "TrackingUnavailable": "MLflow does not answer.",
     "KubeRayMissing": "KubeRay is not installed in the cluster, or too old.",
+    "ObjectRefused": "The API server refuses an object that Plinth makes for the resource.",
     "WaitingForQuota": "The job waits in its Kueue queue.",
-    "QuotaExceeded": "The namespace's ResourceQuota does not allow the pods.",
+    "QuotaExceeded": "The namespace's ResourceQuota does not allow what the resource needs.",
     "PodCreationFailed": "KubeRay cannot create or delete the pods.",
     "Unschedulable": "No node can take a pod.",
     "ImagePullFailed": "A node cannot pull the image of a container.",

@@ -8,7 +8,7 @@ from typing import Any
 from plinth_api.status import ModelStatus, ServicePhase, ServiceStatus, Usage
 from plinth_operator.facts import PodFacts, RayClusterFacts, RayServiceFacts, ReplicaState
 from plinth_operator.status.causes import service_cause
-from plinth_operator.status.conditions import kstatus_conditions, set_condition
+from plinth_operator.status.conditions import MOST_CHARACTERS, kstatus_conditions, set_condition
 from plinth_operator.status.reasons import Cause
 
 
@@ -64,7 +64,10 @@ def service_verdict(
     if ray_service.pending is not None and ray_service.active is not None:
         change = "a second cluster is started beside the one that answers: until then twice the machines are held"
     if not answering:
-        phase: ServicePhase = "Degraded" if replica is not None and cause else "Starting"
+        answered = replica is not None or ray_service.ready_reason == "ZeroServeEndpoints"
+        phase: ServicePhase = "Degraded" if answered and cause else "Starting"
+        if cause is not None and cause.reason == "RayServiceInvalid" and not answered:
+            phase = "Failed"
         return ServiceVerdict(phase, cause, model_uri=used, replicas=replicas, change=change)
     if change or used != target:
         return ServiceVerdict("Updating", cause, model_uri=used, replicas=replicas, change=change, answering=True)
@@ -109,7 +112,7 @@ def build_service_status(
         observed_generation=generation,
         phase=phase,
         reason=cause.reason if cause else "",
-        message=message,
+        message=message[:MOST_CHARACTERS],
         conditions=kstatus_conditions(
             conditions, phase, reason, message, now=now, generation=generation, ready=verdict.answering
         ),

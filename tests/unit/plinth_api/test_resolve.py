@@ -247,9 +247,10 @@ def test_workers(compute: Document, shard: int, replicate: int):
     assert (workers.shard, workers.replicate) == (shard, replicate)
 
 
-def test_run_document_has_a_limit():
+@pytest.mark.parametrize("text", ["y" * 600_000, "\u6587" * 200_000], ids=["ASCII", "three bytes a character"])
+def test_run_document_has_a_limit(text: str):
     with pytest.raises(InvalidSpec, match="spec: is too large: the run document has a limit of 512 KiB"):
-        resolve(make_pretrain_job(model={"config": {"x": "y" * 600_000}}))
+        resolve(make_pretrain_job(model={"config": {"x": text}}))
 
 
 def defaulted(document: Any, schema: Schema) -> Any:

@@ -132,6 +132,23 @@ async def success_forgets_the_failures(clock: Clock, queue: WorkQueue[str]) -> N
     assert queue.retry("a") == 0.05
 
 
+async def wait_that_a_server_asks_for_is_kept_whatever_happens_meanwhile(clock: Clock, queue: WorkQueue[str]) -> None:
+    queue.add("a")
+    await taken(queue)
+    queue.add("a")
+    assert queue.retry("a", 3) == 3
+    queue.done("a")
+    queue.add("a")
+    queue.add_after("a", 1)
+    clock.seconds = 2.9
+    assert await taken(queue) is None
+    clock.seconds = 3
+    assert await taken(queue) == "a"
+    queue.done("a")
+    queue.add("a")
+    assert await taken(queue) == "a"
+
+
 async def forgotten_key_is_handed_out_no_more(clock: Clock, queue: WorkQueue[str]) -> None:
     queue.add("a")
     queue.add_after("a", 1)
@@ -168,6 +185,7 @@ async def age_is_that_of_the_first_in_line(clock: Clock, queue: WorkQueue[str]) 
             worker_that_waits_for_a_timer_sees_an_earlier_one,
             wait_doubles_with_each_failure_up_to_a_minute,
             success_forgets_the_failures,
+            wait_that_a_server_asks_for_is_kept_whatever_happens_meanwhile,
             forgotten_key_is_handed_out_no_more,
             age_is_that_of_the_first_in_line,
         )

@@ -53,7 +53,8 @@ def store_with(*objects: ObjectFacts) -> Store:
         pytest.param(9, UID, False, id="an older version is ignored"),
         pytest.param(10, UID, False, id="the same version is no news"),
         pytest.param(11, UID, True, id="a newer version is taken"),
-        pytest.param(9, "uid-2", True, id="a re-created resource is taken whatever its version"),
+        pytest.param(11, "uid-2", True, id="a re-created resource is taken"),
+        pytest.param(9, "uid-2", False, id="a late word of its predecessor is ignored"),
     ],
 )
 def test_a_resource_is_taken_where_it_is_news(version: int, uid: str, news: bool):
@@ -73,13 +74,22 @@ def test_what_mlflow_said_stays_with_the_resource_and_not_with_its_successor():
     assert store.key_of("uid-2") == KEY
 
 
+def test_what_is_learned_while_a_newer_version_comes_is_not_lost():
+    store = store_with()
+    in_hand = store.resources[KEY]
+    store.put_resource(resource(11))
+    in_hand.run = RunFacts(run_id="r", experiment_id="1")
+    assert store.observe(KEY).run is in_hand.run
+
+
 @pytest.mark.parametrize(
     ("version", "uid", "state"),
     [
         pytest.param(4, "uid-of-tiny-1", "old", id="older facts are ignored"),
         pytest.param(5, "uid-of-tiny-1", "old", id="the same version is ignored"),
         pytest.param(6, "uid-of-tiny-1", "new", id="newer facts are taken"),
-        pytest.param(4, "another", "new", id="those of a re-created object are taken"),
+        pytest.param(6, "another", "new", id="those of a re-created object are taken"),
+        pytest.param(4, "another", "old", id="late ones of its predecessor are ignored"),
     ],
 )
 def test_facts_of_an_object_are_taken_where_they_are_news(version: int, uid: str, state: str):

@@ -1,5 +1,6 @@
 """The life of a job through plan_job."""
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from makers import fine_tune_document, pretrain_document
-from plinth_operator.facts import ClaimFacts, Observed, PodFacts, RayJobFacts, RunFacts
+from plinth_operator.facts import ClaimFacts, ObjectFacts, Observed, PodFacts, RayJobFacts, RunFacts
 from plinth_operator.plan.jobs import plan_job
 from plinth_operator.plan.plan import Plan
 from rendering import SETTINGS, UID
@@ -188,3 +189,43 @@ def test_a_suspension_whose_status_was_not_written_is_still_a_suspension():
     suspended = plan(SEEN, running, suspend=True).status
     assert suspended["phase"] == "Suspended"
     assert [attempt["outcome"] for attempt in suspended["attempts"]] == ["Suspended"]
+
+
+def as_facts(manifest: Any, **changes: Any) -> ObjectFacts:
+    meta = manifest["metadata"]
+    made = {"hash": meta["annotations"]["plinth.dev/hash"], "spec": json.dumps(manifest.get("spec", {})), **changes}
+    return ObjectFacts(manifest["kind"], "team-a", meta["name"], meta["name"], UID, 1, **made)
+
+
+CONFIG, POLICY = (as_facts(child) for child in plan(SEEN).children[:2])
+
+
+@pytest.mark.parametrize(
+    ("children", "job", "expected"),
+    [
+        pytest.param((CONFIG, POLICY), RUNNING, [], id="what is there is left alone"),
+        pytest.param((POLICY,), RUNNING, ["ConfigMap"], id="a ConfigMap that was deleted is made again"),
+        pytest.param((CONFIG,), RUNNING, ["NetworkPolicy"], id="a NetworkPolicy that was deleted is made again"),
+        pytest.param(
+            (CONFIG, replace(POLICY, spec="{}")), RUNNING, ["NetworkPolicy"], id="an edited NetworkPolicy is put right"
+        ),
+        pytest.param(
+            (replace(CONFIG, hash="older"), POLICY),
+            RUNNING,
+            [],
+            id="the ConfigMap of a running attempt is never changed",
+        ),
+        pytest.param(
+            (POLICY,), replace(RUNNING, spec_hash="older"), [], id="nor made from a spec that the attempt does not run"
+        ),
+        pytest.param((), FAILED, [], id="what has ended needs nothing"),
+    ],
+)
+def test_a_running_attempt_keeps_what_it_needs(children: Any, job: RayJobFacts, expected: list[str]):
+    assert [child["kind"] for child in plan(replace(LIVE, ray_jobs=(job,), children=children)).children] == expected
+
+
+def test_the_config_map_of_an_attempt_that_never_began_follows_the_spec():
+    found = plan(replace(SEEN, children=(replace(CONFIG, hash="older"), POLICY)))
+    assert [child["kind"] for child in found.children] == ["ConfigMap", "RayJob"]
+    assert [(facts.kind, facts.hash) for facts in found.deletions] == [("ConfigMap", "older")]

@@ -106,6 +106,12 @@ WAITING_PODS = [
     ("a head out of memory", crashed(137, "OOMKilled", role="head"), "HostOutOfMemory", ["platform team"]),
     ("a worker that fits nowhere", unschedulable(NO_GPU), "Unschedulable", [NO_GPU, "spec.compute"]),
     (
+        "a claim without a volume",
+        unschedulable("pod has unbound immediate PersistentVolumeClaims."),
+        "Unschedulable",
+        ["unbound immediate PersistentVolumeClaims", "kubectl describe pvc"],
+    ),
+    (
         "a pod that its node refused",
         pod(phase="Failed", reason="UnexpectedAdmissionError", message="no GPU left", conditions=[]),
         "NodeLost",

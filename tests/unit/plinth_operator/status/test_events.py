@@ -27,7 +27,7 @@ def told(old: dict[str, Any], new: dict[str, Any], now: datetime = NOW) -> dict[
         pytest.param(
             STARTING,
             {"phase": "Starting", "reason": "Unschedulable", "message": "no node"},
-            ("Warning", "Unschedulable", "Starting -> Starting: no node"),
+            ("Warning", "Unschedulable", "no node"),
             id="a new reason is a warning",
         ),
         pytest.param(
@@ -35,6 +35,18 @@ def told(old: dict[str, Any], new: dict[str, Any], now: datetime = NOW) -> dict[
             {"phase": "Failed", "reason": "LossNaN", "message": "loss is NaN"},
             ("Warning", "LossNaN", "Starting -> Failed: loss is NaN"),
             id="a failure is a warning",
+        ),
+        pytest.param(
+            {"phase": "Pending"},
+            {"phase": "Starting", "attempts": [{"number": 1, "finishedAt": "x"}, {"number": 2, "rayJob": "tiny-2"}]},
+            ("Normal", "Starting", "Pending -> Starting: attempt 2, RayJob tiny-2"),
+            id="the attempt that runs is named",
+        ),
+        pytest.param(
+            {"phase": "Pending"},
+            {"phase": "Suspended", "attempts": [{"number": 1, "rayJob": "tiny-1", "finishedAt": "x"}]},
+            ("Normal", "Suspended", "Pending -> Suspended"),
+            id="one that has ended is not",
         ),
     ],
 )

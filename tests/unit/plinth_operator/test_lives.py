@@ -1,0 +1,223 @@
+"""Whole lives against a simulated API server: a crash at any write, and random sequences of changes."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lives import Runs
+from makers import Document, pretrain_document, service_document
+from plinth_api.job import MUTABLE_FIELDS
+from plinth_operator.facts import Manifest
+from sequences import JOB_STEPS, SERVICE_STEPS, Children, job_problems, service_problems
+from simulation import SETTINGS, Moment, World
+
+Life = Callable[[World], None]
+
+INGRESS: Document = {"access": {"ingress": {"host": "tiny.example.com"}}}
+CRASHED = {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "reason": "JobDeploymentStatusTransitionGrace"}
+
+
+def job(world: World) -> None:
+    world.create(pretrain_document())
+    world.rest()
+
+
+def suspended_and_resumed_job(world: World) -> None:
+    job(world)
+    for suspend in (True, False):
+        world.change("PretrainJob", "tiny", {"suspend": suspend})
+        world.rest()
+
+
+def changed_job(world: World) -> None:
+    job(world)
+    world.change("PretrainJob", "tiny", {"suspend": True, "training": {"steps": 20}})
+    world.rest()
+    world.change("PretrainJob", "tiny", {"suspend": False})
+    world.rest()
+
+
+def job_without_its_children(world: World) -> None:
+    job(world)
+    for child in world.children("ConfigMap", "NetworkPolicy"):
+        world.kube.remove(child["kind"], child["metadata"]["name"])
+        world.rest()
+
+
+def deleted_and_repeated_job(world: World) -> None:
+    job(world)
+    world.kube.remove("PretrainJob", "tiny")
+    world.create(pretrain_document(training={"steps": 20}))
+    world.rest()
+
+
+def changed_service(world: World) -> None:
+    world.create(service_document(model={"uri": "models:/tiny/1"}, **INGRESS))
+    world.rest()
+    world.change("ModelService", "tiny", {"model": {"uri": "models:/tiny/2"}, "access": {"ingress": None}})
+    world.rest()
+
+
+def moved_service(world: World) -> None:
+    world.create(service_document(model={"uri": "models:/tiny/1"}, rollout={"clusterChange": "Recreate"}))
+    world.rest()
+    world.change("ModelService", "tiny", {"compute": {"image": "other:2"}})
+    world.rest()
+
+
+LIVES = (
+    job,
+    suspended_and_resumed_job,
+    changed_job,
+    job_without_its_children,
+    deleted_and_repeated_job,
+    changed_service,
+    moved_service,
+)
+
+
+def picture(world: World) -> Document:
+    """What there is in the end, without what a restart may change: uids, versions and times."""
+    uids: dict[str, str] = {}
+    for (kind, name), found in world.kube.objects.items():
+        if kind in MAKERS:
+            uids |= {found["metadata"]["uid"]: f"uid of {name}", found["metadata"]["uid"][:5]: f"start of {name}"}
+    kinds = ("ConfigMap", "Ingress", "NetworkPolicy", "RayJob", "RayService", *MAKERS)
+    text = json.dumps(
+        {
+            "objects": [without_times(found) for found in world.children(*kinds)],
+            "runs": sorted(run.status for run in world.tracking.runs.values()),
+            "created": world.tracking.num_created,
+        }
+    )
+    for uid, word in uids.items():
+        text = text.replace(uid, word)
+    normalised: Document = json.loads(text)
+    return normalised
+
+
+def without_times(found: Manifest) -> Document:
+    status = found.get("status", {})
+    annotations = {key: value for key, value in found["metadata"].get("annotations", {}).items() if "hash" not in key}
+    return {
+        "kind": found["kind"],
+        "name": found["metadata"]["name"],
+        "annotations": annotations,
+        "content": found.get("spec", found.get("data")),
+        "status": {key: status.get(key) for key in ("phase", "reason", "tracking")},
+        "attempts": [
+            {key: attempt.get(key) for key in ("number", "rayJob", "outcome")} for attempt in status.get("attempts", ())
+        ],
+    }
+
+
+@pytest.mark.parametrize("life", LIVES, ids=[life.__name__.replace("_", " ") for life in LIVES])
+def test_a_crash_at_any_write_changes_nothing(life: Life):
+    calm = World()
+    life(calm)
+    assert calm.num_restarts == 0
+    wanted = picture(calm)
+    moments: tuple[Moment, ...] = ("before", "after")
+    for number in range(1, len(calm.kube.writes) + 1):
+        for moment in moments:
+            world = World()
+            world.kube.crash_at = (number, moment)
+            life(world)
+            assert world.num_restarts == 1, (number, moment)
+            assert picture(world) == wanted, (moment, calm.kube.writes[number - 1])
+
+
+PLURALS = {
+    "ConfigMap": "configmaps",
+    "Ingress": "ingresses",
+    "NetworkPolicy": "networkpolicies",
+    "RayJob": "rayjobs",
+    "RayService": "rayservices",
+}
+MAKERS: dict[str, Callable[[], Document]] = {
+    "PretrainJob": pretrain_document,
+    "ModelService": lambda: service_document(model={"uri": "models:/tiny/1"}),
+}
+
+
+class RunsOf:
+    """The runs of a simulation, as `lives.Runs` gives them."""
+
+    def __init__(self, world: World) -> None:
+        self._runs = world.tracking.runs
+
+    def of(self, uid: str) -> list[Document]:
+        return [{"info": {"run_id": run.run_id}} for known, run in self._runs.items() if known == uid]
+
+    def states(self, uid: str) -> list[str]:
+        return [run.status for known, run in self._runs.items() if known == uid]
+
+
+def problems_of(world: World, kind: str) -> list[str]:
+    """What is not as the spec of the resource asks for."""
+    mine: Children = {(PLURALS[child["kind"]], child["metadata"]["name"]): child for child in world.children(*PLURALS)}
+    found = world.kube.objects[kind, "tiny"]
+    problems = service_problems if kind == "ModelService" else job_problems
+    return problems(found, mine, cast(Runs, RunsOf(world)), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        pytest.param("PretrainJob", {"suspend": True}, id="a job is suspended"),
+        pytest.param("ModelService", {"compute": {"image": "other:2"}}, id="a service changes its clusters"),
+        pytest.param("ModelService", INGRESS, id="a service is opened"),
+    ],
+)
+def test_a_change_of_mind_during_any_write_is_heard(kind: str, spec: Document):
+    calm = World()
+    calm.create(MAKERS[kind]())
+    calm.rest()
+    for number in range(1, len(calm.kube.writes) + 1):
+        world = World()
+        world.create(MAKERS[kind]())
+        world.kube.meanwhile = (number, partial(world.change, kind, "tiny", spec))
+        world.rest()
+        assert problems_of(world, kind) == [], calm.kube.writes[number - 1]
+
+
+def take_step(world: World, kind: str, step: str) -> None:
+    """What a user does; the API server refuses to change a job that runs."""
+    known = (JOB_STEPS if kind == "PretrainJob" else SERVICE_STEPS)[step]
+    if (kind, "tiny") not in world.kube.objects:
+        world.create(MAKERS[kind]())
+    found = world.kube.objects[kind, "tiny"]
+    runs = found.get("status", {}).get("attempts") and not found["spec"].get("suspend")
+    if known is None:
+        world.kube.remove(kind, "tiny")
+    elif kind == "ModelService" or not runs or known.keys() <= {*MUTABLE_FIELDS}:
+        world.change(kind, "tiny", known)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("PretrainJob", JOB_STEPS), ("ModelService", SERVICE_STEPS)])
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_the_last_word_holds_whatever_was_said_before(kind: str, steps: Document, data: st.DataObject):
+    world = World()
+    moves = st.lists(st.sampled_from([*steps, "step", "step", "rest"]), min_size=1, max_size=10)
+    world.kube.crash_at = (data.draw(st.integers(0, 30)), data.draw(st.sampled_from(["before", "after"])))
+    for move in data.draw(moves):
+        if move in ("step", "rest"):
+            getattr(world, move)()
+        else:
+            take_step(world, kind, move)
+    world.rest()
+    found = world.kube.objects.get((kind, "tiny"))
+    if found is None:
+        assert world.children(*PLURALS) == []
+        assert "RUNNING" not in [run.status for run in world.tracking.runs.values()]
+        return
+    assert problems_of(world, kind) == []
+    assert found["status"]["observedGeneration"] == found["metadata"]["generation"]
+    others = [run.status for uid, run in world.tracking.runs.items() if uid != found["metadata"]["uid"]]
+    assert set(others) <= {"KILLED"}
