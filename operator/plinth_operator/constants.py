@@ -24,5 +24,8 @@ SPEC_HASH_ANNOTATION = "plinth.dev/spec-hash"
 CLUSTER_HASH_ANNOTATION = "plinth.dev/cluster-hash"
 """Hash of a RayService's cluster: when it differs, KubeRay starts a second cluster."""
 
+RAY_CLUSTER_LABEL = "ray.io/cluster"
+"""KubeRay's, on every pod."""
+
 UID_TAG = "plinth.uid"
 CLUSTER_TAG = "plinth.cluster"

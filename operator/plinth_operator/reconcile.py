@@ -4,8 +4,8 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
-from plinth_operator.constants import HASH_ANNOTATION, UID_LABEL
-from plinth_operator.facts import Manifest, Observed
+from plinth_operator.constants import HASH_ANNOTATION, RAY_CLUSTER_LABEL, UID_LABEL
+from plinth_operator.facts import Manifest, Observed, RayJobFacts
 from plinth_operator.kube import Kube, KubeError
 from plinth_operator.plan.jobs import plan_job
 from plinth_operator.plan.plan import Plan
@@ -104,15 +104,21 @@ class Reconciler:
         return plan_for(document, seen, settings=self._settings, now=self._now(), refusal=refusal)
 
     async def _is_current(self, plan: Plan) -> bool:
-        """Whether the RayJobs to be deleted are as the plan saw them.
+        """Whether the RayJobs to be deleted, and their pods, are as the plan saw them.
 
-        The pods of a job that has just ended may be seen to vanish before its end is: it must not be taken for lost.
+        The pods of a job that has just ended may be seen to vanish before its end is, and those of one that has just
+        begun later than its beginning: neither must be taken for lost.
         """
         for facts in plan.deletions:
             if facts.kind == "RayJob":
                 found = await self._kube.get(facts.kind, facts.namespace, facts.name)
                 if found is not None and int(found["metadata"]["resourceVersion"]) > facts.resource_version:
                     self._store.put(facts_from({**found, "kind": facts.kind}))
+                    return False
+            if isinstance(facts, RayJobFacts) and facts.ray_cluster:
+                selector = f"{RAY_CLUSTER_LABEL}={facts.ray_cluster}"
+                pods = [pod async for pod in self._kube.list("Pod", facts.namespace, label_selector=selector)]
+                if any([self._store.put(facts_from(pod)) for pod in pods]):
                     return False
         return True
 

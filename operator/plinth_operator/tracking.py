@@ -180,16 +180,18 @@ class Tracking:
 
     async def _poll_forever(self) -> None:
         while True:
-            started = time.monotonic()
             await self._up.wait()
+            started = time.monotonic()
             active = [(key, found) for key, found in self._store.jobs() if _is_active(found)]
-            for start in range(0, len(active), _PAGE):
-                batch = active[start : start + _PAGE]
-                if not await self._try(lambda batch=batch: self._read(batch)):  # type: ignore[misc]
-                    await asyncio.sleep(self._backoff())
-                    break
-            taken = time.monotonic() - started
-            await asyncio.sleep(min(_LONGEST_POLL_SECONDS, max(_SHORTEST_POLL_SECONDS, taken / _POLL_SHARE)))
+            if await self._try(lambda active=active: self._read_all(active)):  # type: ignore[misc]
+                taken = time.monotonic() - started
+                await asyncio.sleep(min(_LONGEST_POLL_SECONDS, max(_SHORTEST_POLL_SECONDS, taken / _POLL_SHARE)))
+            else:
+                await asyncio.sleep(self._backoff())
+
+    async def _read_all(self, active: Sequence[tuple[Key, Resource]]) -> None:
+        for start in range(0, len(active), _PAGE):
+            await self._read(active[start : start + _PAGE])
 
     async def _read(self, batch: Sequence[tuple[Key, Resource]]) -> None:
         """Read the runs of at most 100 jobs in one request."""

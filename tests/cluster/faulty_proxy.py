@@ -115,7 +115,8 @@ class FaultyProxy:
         """Listen on a free port."""
         trust = ssl.create_default_context(cafile=str(self.certificate)) if self.certificate else True
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=trust, limit=0),
+            # Shorter than any server keeps a connection: a request on one that is just being closed is lost.
+            connector=aiohttp.TCPConnector(ssl=trust, limit=0, keepalive_timeout=1.0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
             auto_decompress=False,
             # A watch event is a line, and a big object is a long one.

@@ -159,9 +159,8 @@ def health(operator):
 def test_mlflow_away_holds_new_jobs_and_disturbs_no_running_one(cluster, disturbed, runs):
     cluster.claim("plinth")
     running = cluster.create(pretrain_document(name="running"))
-    cluster.wait_status(running, phase="Starting")
-    tell_ray_jobs(cluster, RUNNING, "running")
     cluster.wait_status(running, phase="Starting", reason="Unschedulable")
+    tell_ray_jobs(cluster, RUNNING, "running")
     disturbed.mlflow.away()
     try:
         waiting = cluster.create(pretrain_document(name="waiting"))

@@ -99,7 +99,8 @@ def reach(cluster, runs, phase):
     if phase in ("pending", "new-suspended"):
         cluster.wait_status(made, phase={"pending": "Pending", "new-suspended": "Suspended"}[phase])
         return made
-    cluster.wait_status(made, phase="Starting")
+    # KubeRay has made the pods: a job that runs without a head has lost it.
+    cluster.wait_status(made, phase="Starting", reason="Unschedulable")
     if phase == "suspended":
         cluster.merge(made, {"spec": {"suspend": True}})
     elif phase == "training":

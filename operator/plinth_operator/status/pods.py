@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from plinth_operator.constants import RAY_CLUSTER_LABEL
 from plinth_operator.facts import ContainerFacts, Manifest, PodFacts
 from plinth_operator.status.objects import shared_fields
 from plinth_operator.status.reading import condition, entries, is_true, section, text, whole
 
 _NODE_TYPE_LABEL = "ray.io/node-type"
-_CLUSTER_LABEL = "ray.io/cluster"
 
 
 def facts_from_pod(manifest: Manifest) -> PodFacts:
@@ -23,7 +23,7 @@ def facts_from_pod(manifest: Manifest) -> PodFacts:
     return PodFacts(
         **shared_fields(manifest),
         role=_role(text(manifest, "metadata", "labels", _NODE_TYPE_LABEL)),
-        ray_cluster=text(manifest, "metadata", "labels", _CLUSTER_LABEL),
+        ray_cluster=text(manifest, "metadata", "labels", RAY_CLUSTER_LABEL),
         phase=text(status, "phase"),
         reason=text(status, "reason"),
         message=text(status, "message"),

@@ -1,5 +1,6 @@
 """Whole lives against a simulated API server: a crash at any write, and random sequences of changes."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from lives import Runs
 from makers import Document, pretrain_document, service_document
 from plinth_api.job import MUTABLE_FIELDS
+from plinth_operator.constants import RAY_CLUSTER_LABEL, UID_LABEL
 from plinth_operator.facts import Manifest
 from sequences import JOB_STEPS, SERVICE_STEPS, Children, job_problems, service_problems
 from simulation import SETTINGS, Moment, World
@@ -221,3 +223,24 @@ def test_the_last_word_holds_whatever_was_said_before(kind: str, steps: Document
     assert found["status"]["observedGeneration"] == found["metadata"]["generation"]
     others = [run.status for uid, run in world.tracking.runs.items() if uid != found["metadata"]["uid"]]
     assert set(others) <= {"KILLED"}
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_a_head_that_is_seen_late_is_not_taken_for_lost(has_head: bool):
+    world = World()
+    job(world)
+    (ray_job,) = world.children("RayJob")
+    uid = ray_job["metadata"]["labels"][UID_LABEL]
+    labels = {UID_LABEL: uid, RAY_CLUSTER_LABEL: "a-cluster", "ray.io/node-type": "head"}
+    head = {
+        "kind": "Pod",
+        "metadata": {"name": "head", "namespace": ray_job["metadata"]["namespace"], "labels": labels},
+    }
+    if has_head:
+        world.kube.put({**head, "status": {"phase": "Running"}})
+    status = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING", "rayClusterName": "a-cluster"}
+    # The watch of pods is behind that of RayJobs.
+    world.watcher.take("RayJob", "MODIFIED", world.kube.put({**ray_job, "status": status}))
+    (key,) = world.store.resources
+    asyncio.run(world.reconciler.reconcile(key))
+    assert bool(world.children("RayJob")) == has_head
