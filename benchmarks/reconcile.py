@@ -42,7 +42,7 @@ class Sizes:
 
     singles: int = 200
     burst: int = 1000
-    by_hand: int = 200
+    by_hand: int = 100
     quiet_seconds: float = 300.0
     churn_seconds: float = 600.0
     churn_per_second: float = 2.0
