@@ -33,6 +33,7 @@ _CLAIMS = ("corpora", "checkpoints")
 _JOBS = "/apis/plinth.dev/v1alpha1/namespaces/{}/pretrainjobs"
 _RAY = "/apis/ray.io/v1"
 _MEGABYTE = 1e6
+_PACKAGES = ("kopf", "kubernetes", "aiohttp", "pydantic", "mlflow")
 _WRITES = ("POST", "PUT", "PATCH", "DELETE")
 
 
@@ -370,7 +371,7 @@ def main() -> int:
     sys.stdout.write(f"{text}\n")
     if options.short:
         return 0
-    write_record("reconcile", torch.device("cpu"), vars(sizes), figures)
+    write_record("reconcile", torch.device("cpu"), vars(sizes), figures, packages=_PACKAGES, has_own_load=True)
     return 0 if kept else 1
 
 

@@ -20,9 +20,18 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 NO_GPU = "no GPU was measured"
 _LOAD_AT_START = os.getloadavg()[0]
 _PACKAGES = ("torch", "transformers", "numpy", "pydantic", "safetensors")
+_OWN_LOAD = "the load is the benchmark's own processes"
 
 
-def write_record(script: str, device: torch.device, settings: Mapping[str, Any], figures: Mapping[str, Any]) -> Path:
+def write_record(
+    script: str,
+    device: torch.device,
+    settings: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    *,
+    packages: Sequence[str] = _PACKAGES,
+    has_own_load: bool = False,
+) -> Path:
     """Write `results/<script>-<device>.json`, in place of an earlier one.
 
     Args:
@@ -30,6 +39,9 @@ def write_record(script: str, device: torch.device, settings: Mapping[str, Any],
         device: What was measured.
         settings: Everything that was chosen.
         figures: Everything that was measured, units in the names.
+        packages: Whose versions matter.
+        has_own_load: Whether the benchmark keeps the machine busy with processes of its own, so that its load says nothing
+            of others.
 
     Returns:
         The file.
@@ -37,8 +49,8 @@ def write_record(script: str, device: torch.device, settings: Mapping[str, Any],
     record = {
         "benchmark": script,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": _machine(device),
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "machine": _machine(device) | ({"contended": _OWN_LOAD} if has_own_load else {}),
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},
         "commit": _commit(),
         "settings": settings,
         "figures": figures,
