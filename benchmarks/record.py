@@ -40,8 +40,8 @@ def write_record(
         settings: Everything that was chosen.
         figures: Everything that was measured, units in the names.
         packages: Whose versions matter.
-        has_own_load: Whether the benchmark keeps the machine busy with processes of its own, so that its load says nothing
-            of others.
+        has_own_load: Whether processes of the benchmark's own keep the machine busy, so that its load says nothing of
+            others.
 
     Returns:
         The file.
