@@ -40,7 +40,7 @@ class OperatorProcess:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> "OperatorProcess":
-        """Start it; `wait_leading` waits for it."""
+        """Start it, without waiting until it leads."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "plinth_operator"], env=self._environment, stderr=log, stdout=log

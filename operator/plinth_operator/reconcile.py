@@ -110,12 +110,13 @@ class Reconciler:
         begun later than its beginning: neither must be taken for lost.
         """
         for facts in plan.deletions:
-            if facts.kind == "RayJob":
-                found = await self._kube.get(facts.kind, facts.namespace, facts.name)
-                if found is not None and int(found["metadata"]["resourceVersion"]) > facts.resource_version:
-                    self._store.put(facts_from({**found, "kind": facts.kind}))
-                    return False
-            if isinstance(facts, RayJobFacts) and facts.ray_cluster:
+            if not isinstance(facts, RayJobFacts):
+                continue
+            found = await self._kube.get(facts.kind, facts.namespace, facts.name)
+            if found is not None and int(found["metadata"]["resourceVersion"]) > facts.resource_version:
+                self._store.put(facts_from({**found, "kind": facts.kind}))
+                return False
+            if facts.ray_cluster:
                 selector = f"{RAY_CLUSTER_LABEL}={facts.ray_cluster}"
                 pods = [pod async for pod in self._kube.list("Pod", facts.namespace, label_selector=selector)]
                 if any([self._store.put(facts_from(pod)) for pod in pods]):

@@ -75,7 +75,7 @@ class _NoDiffs(kopf.DiffBaseStorage):
 
 
 class Watcher:
-    """Lists and watches; `listed` is set when everything that is served has been listed once."""
+    """Lists and watches; `listed_at` is when everything that is served was last listed."""
 
     def __init__(
         self,
@@ -160,8 +160,7 @@ class Watcher:
             stop = asyncio.Event()
             watching = asyncio.create_task(self._watch(kinds, stop))
             while await self._all_served(kinds) and not watching.done():
-                # The first list is the leader's: until then nobody reconciles, and the watch itself lists.
-                if self.listed_at is not None and not set(kinds) <= self._served:
+                if not set(kinds) <= self._served:
                     logger.info("now served: %s", ", ".join(kinds))
                     await self.list_with_patience()
                 await asyncio.sleep(_PRESENCE_SECONDS)

@@ -4,10 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from cluster.control_plane import ControlPlane
 from cluster.fixtures import control_plane, namespace
+from lives import Runs
+from namespaces import Namespace
+from operators import Disturbed, operator_behind_proxies
 from servers import MlflowServer
 
-__all__ = ["control_plane", "namespace", "tracking"]
+__all__ = ["cluster", "control_plane", "disturbed", "namespace", "runs", "tracking"]
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +21,24 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def disturbed(
+    tmp_path_factory: pytest.TempPathFactory, control_plane: ControlPlane, tracking: MlflowServer
+) -> Iterator[Disturbed]:
+    """An operator behind proxies that can fail, one for each file that asks for it."""
+    with operator_behind_proxies(tmp_path_factory.mktemp("operator"), control_plane, tracking.uri) as disturbed:
+        yield disturbed
+
+
+@pytest.fixture
+def cluster(control_plane: ControlPlane, namespace: str, disturbed: Disturbed) -> Namespace:
+    """A fresh namespace that this operator serves."""
+    return Namespace(control_plane, namespace, disturbed.operator.log)
+
+
+@pytest.fixture
+def runs(tracking: MlflowServer) -> Runs:
+    """The MLflow runs of resources."""
+    return Runs(tracking.uri)

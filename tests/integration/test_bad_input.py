@@ -13,7 +13,6 @@ from cluster.manifests import documents
 from commands import plinth, write_yaml
 from makers import fine_tune_document, pretrain_document, service_document
 from namespaces import PLURALS, Namespace
-from operators import operator_behind_proxies
 
 pytestmark = pytest.mark.integration
 
@@ -24,12 +23,6 @@ DATA = {"train": [{"uri": "pvc://corpora/corpus.jsonl"}], "validation": {"fracti
 CHECKPOINT = {"uri": "pvc://checkpoints/tiny"}
 SERVED = {"uri": "models:/tiny/1"}
 LONGEST_JOB, LONGEST_SERVICE = "j" * 36, "s" * 41
-
-
-@pytest.fixture(scope="module")
-def disturbed(tmp_path_factory, control_plane, tracking):
-    with operator_behind_proxies(tmp_path_factory.mktemp("operator"), control_plane, tracking.uri) as disturbed:
-        yield disturbed
 
 
 @pytest.fixture

@@ -34,11 +34,6 @@ def cluster(control_plane, namespace, disturbed):
     disturbed.api.rules = []
 
 
-@pytest.fixture
-def runs(tracking):
-    return Runs(tracking.uri)
-
-
 def live(cluster):
     """A job's life with a change of mind: what is left of it depends on writes, and on watches being heard."""
     cluster.claim("plinth")

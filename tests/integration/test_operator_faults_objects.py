@@ -7,7 +7,7 @@ import urllib.error
 import pytest
 
 from cluster.control_plane import ControlPlane, wait_until
-from lives import CHILDREN, CRASHED, NETWORKING, RAY, RUNNING, SUCCEEDED, Runs, picture, tell_ray_jobs
+from lives import CHILDREN, CRASHED, NETWORKING, RAY, RUNNING, SUCCEEDED, picture, tell_ray_jobs
 from makers import pretrain_document, service_document
 from namespaces import Namespace
 from operators import operator_behind_proxies
@@ -16,22 +16,6 @@ pytestmark = pytest.mark.integration
 
 MODEL = {"uri": "models:/tiny/1"}
 PASSED = {"gate": "Passed", "modelName": "tiny", "modelVersion": "3", "phase": "finished"}
-
-
-@pytest.fixture(scope="module")
-def disturbed(tmp_path_factory, control_plane, tracking):
-    with operator_behind_proxies(tmp_path_factory.mktemp("operator"), control_plane, tracking.uri) as disturbed:
-        yield disturbed
-
-
-@pytest.fixture
-def cluster(control_plane, namespace, disturbed):
-    return Namespace(control_plane, namespace, disturbed.operator.log)
-
-
-@pytest.fixture
-def runs(tracking):
-    return Runs(tracking.uri)
 
 
 def test_what_a_running_job_needs_is_put_right_when_it_is_deleted_or_edited(cluster, runs):

@@ -6,8 +6,6 @@ import pytest
 
 from cluster.control_plane import wait_until
 from makers import pretrain_document, service_document
-from namespaces import Namespace
-from operators import operator_behind_proxies
 from plinth_api.parse import parse_resource
 from plinth_api.resolve import resolve_serve_run
 from plinth_operator.plan.children import service_children
@@ -21,17 +19,6 @@ pytestmark = pytest.mark.integration
 SERVED = {"uri": "models:/tiny/1"}
 HELD = {"model": {"uri": "pvc://models/tiny"}}
 """A service that waits for a claim, so that its uid is known before its children are made."""
-
-
-@pytest.fixture(scope="module")
-def disturbed(tmp_path_factory, control_plane, tracking):
-    with operator_behind_proxies(tmp_path_factory.mktemp("operator"), control_plane, tracking.uri) as disturbed:
-        yield disturbed
-
-
-@pytest.fixture
-def cluster(control_plane, namespace, disturbed):
-    return Namespace(control_plane, namespace, disturbed.operator.log)
 
 
 def make(cluster, group, plural, kind, name, **body):
