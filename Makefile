@@ -20,7 +20,7 @@ demo: $(STAMP) ## Pretrain, fine-tune, evaluate, register, serve and ask: all on
 
 ##@ Tests
 .PHONY: test
-test: lint test-unit test-integration ## Everything that CI runs
+test: lint test-unit test-integration e2e ## Everything that CI runs
 
 .PHONY: test-unit
 test-unit: $(STAMP) ## The inner loop, under a minute
@@ -30,6 +30,17 @@ test-unit: $(STAMP) ## The inner loop, under a minute
 .PHONY: test-integration
 test-integration: $(STAMP) cluster-binaries ## Real Ray, torchrun, MLflow, Kubernetes API and KubeRay; the main job in a short form
 	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 tests/integration
+
+# Root on Linux; where that is not so nothing runs, which is an error where CI is set.
+E2E := PYTHONPATH=tests $(BIN)/python -m cluster.e2e -q -s --durations=10
+
+.PHONY: e2e
+e2e: $(STAMP) ## A real node: images, Helm, the whole chain and four faults (half an hour the first time)
+	$(E2E) -m 'not long' tests/e2e
+
+.PHONY: e2e-faults
+e2e-faults: $(STAMP) ## A real node: every fault, security, and Kueue
+	$(E2E) --with-kueue tests/e2e
 
 .PHONY: test-long
 test-long: $(STAMP) cluster-binaries ## What takes too long for CI: 200 random sequences of changes to resources
@@ -58,6 +69,23 @@ lint: $(STAMP) ## Format, lint, types, layers, and generated files up to date
 .PHONY: verify
 verify: $(STAMP) ## Fail when a generated file differs from what the models give
 	$(BIN)/python -m plinth_api.generate --check
+
+##@ Images
+IMAGE_PREFIX ?= plinth-
+VERSION ?= $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
+BASE_IMAGE ?= docker.io/library/python:3.11-slim-bookworm
+SOURCE_URL ?=
+BUILD_FLAGS ?=
+# A docker without its daemon builds nothing.
+BUILDER ?= $(shell for tool in docker podman buildah; do $$tool info >/dev/null 2>&1 && echo $$tool && break; done)
+
+.PHONY: images
+images: ## Build both images (IMAGE_PREFIX, VERSION, BASE_IMAGE, SOURCE_URL, BUILD_FLAGS; BUILDER: docker, podman or buildah)
+	@test -n "$(BUILDER)" || { echo "images need docker with its daemon, podman or buildah: none of them works here" >&2; exit 2; }
+	for name in operator workloads; do \
+	  $(BUILDER) build $(BUILD_FLAGS) --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) \
+	    --build-arg SOURCE_URL=$(SOURCE_URL) --file $$name/Dockerfile --tag $(IMAGE_PREFIX)$$name:$(VERSION) .; \
+	done
 
 ##@ Development
 .PHONY: venv

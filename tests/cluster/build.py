@@ -3,7 +3,7 @@
 One small go.mod a component in `modules/` pins what is built; nothing is downloaded as a binary. Each component has a
 folder of its own in the cache, named by the hash of its module files: what is there is not built again, so the first
 run takes minutes, every later one milliseconds, and another version of one component builds that one only.
-`python -m cluster.build` builds and prints the folders.
+`python -m cluster.build` builds what a control plane needs and prints the folders, with `--node` what a node needs too.
 """
 
 import fcntl
@@ -33,31 +33,43 @@ FROM_KUBEBUILDER_ASSETS = ("etcd", "kube-apiserver", "kubectl")
 
 @dataclass(frozen=True)
 class Component:
-    """One folder of `modules/`: binaries by name with their packages, and files that are taken as they are."""
+    """Made from one folder of `modules/`: binaries by name with their packages, and folders taken as they are."""
 
     name: str
     binaries: dict[str, str] = field(default_factory=dict)
+    module: str = ""
+    """The folder of `modules/`, where that is not the name: two components of one module are built on their own."""
+
     link_flags: str = "-s -w"
-    crds: tuple[str, str] | None = None
-    """The module and the folder in it."""
+    tags: str = ""
+    cgo: bool = False
+    copies: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Folders that are taken as they are: by their names in the cache, the module and the folder in it."""
+
+    @property
+    def sources(self) -> Path:
+        """Where its go.mod is."""
+        return MODULES / (self.module or self.name)
 
     @property
     def folder(self) -> Path:
         """Its place in the cache; another one with every change of its module files and of the flags of its build."""
         digest = hashlib.sha256(repr((BUILD_FLAGS, self)).encode())
         for name in ("go.mod", "go.sum"):
-            digest.update((MODULES / self.name / name).read_bytes())
+            digest.update((self.sources / name).read_bytes())
         return cache_folder() / f"{self.name}-{digest.hexdigest()[:16]}"
 
 
-COMPONENTS = (
+KUEUE, KUBERAY = "sigs.k8s.io/kueue", "github.com/ray-project/kuberay/ray-operator"
+CONTAINERD = "github.com/containerd/containerd/v2/cmd"
+
+# A server that does not know its version answers one that clients cannot parse.
+KUBERNETES_FLAGS = "-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3"
+
+CONTROL_PLANE = (
     Component("etcd", {"etcd": "go.etcd.io/etcd/server/v3"}),
-    Component(
-        "kuberay",
-        {"kuberay-operator": "github.com/ray-project/kuberay/ray-operator"},
-        crds=("github.com/ray-project/kuberay/ray-operator", "config/crd/bases"),
-    ),
-    Component("kueue", crds=("sigs.k8s.io/kueue", "config/components/crd/bases")),
+    Component("kuberay", {"kuberay-operator": KUBERAY}, copies={"crds": (KUBERAY, "config/crd/bases")}),
+    Component("kueue", copies={"crds": (KUEUE, "config/components/crd/bases")}),
     Component("helm", {"helm": "helm.sh/helm/v4/cmd/helm"}),
     Component(
         "kubernetes",
@@ -65,10 +77,36 @@ COMPONENTS = (
             name: f"k8s.io/kubernetes/cmd/{name}"
             for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
         },
-        # A server that does not know its version answers one that clients cannot parse.
-        link_flags="-s -w -X k8s.io/component-base/version.gitVersion=v1.36.3",
+        link_flags=KUBERNETES_FLAGS,
     ),
 )
+
+NODE = (
+    Component(
+        "containerd",
+        {name: f"{CONTAINERD}/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")},
+        tags="no_btrfs",
+    ),
+    Component("runc", {"runc": "github.com/opencontainers/runc"}, tags="seccomp", cgo=True),
+    Component("coredns", {"coredns": "github.com/coredns/coredns"}),
+    Component(
+        "kubernetes-node",
+        {name: f"k8s.io/kubernetes/cmd/{name}" for name in ("kubelet", "kube-proxy")},
+        module="kubernetes",
+        link_flags=KUBERNETES_FLAGS,
+    ),
+    Component("kuberay-config", module="kuberay", copies={"config": (KUBERAY, "config")}),
+)
+"""What a node needs."""
+
+QUEUES = (
+    Component(
+        "kueue-controller", {"kueue": f"{KUEUE}/cmd/kueue"}, module="kueue", copies={"config": (KUEUE, "config")}
+    ),
+)
+"""What only tests of queues need."""
+
+COMPONENTS = CONTROL_PLANE + NODE + QUEUES
 
 
 class Assets:
@@ -81,8 +119,12 @@ class Assets:
 
     def crds(self, component: str) -> list[Path]:
         """The files of CustomResourceDefinitions that a component brings."""
+        return sorted(self.copy(component, "crds").glob("*.yaml"))
+
+    def copy(self, component: str, name: str) -> Path:
+        """A folder that a component takes as it is."""
         (found,) = (candidate for candidate in COMPONENTS if candidate.name == component)
-        return sorted((found.folder / "crds").glob("*.yaml"))
+        return found.folder / name
 
 
 def given_binary(name: str) -> Path | None:
@@ -97,7 +139,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "plinth" / "cluster"
 
 
-def ensure_assets(components: tuple[Component, ...] = COMPONENTS) -> Assets:
+def ensure_assets(components: tuple[Component, ...] = CONTROL_PLANE) -> Assets:
     """Build what is missing; processes that ask at the same time wait for the first one."""
     assets = Assets()
     if not any(is_missing(component, assets) for component in components):
@@ -114,7 +156,12 @@ def ensure_assets(components: tuple[Component, ...] = COMPONENTS) -> Assets:
 
 def is_missing(component: Component, assets: Assets) -> bool:
     """Whether anything of a component has to be made."""
-    return bool(missing_binaries(component, assets)) or bool(component.crds and not assets.crds(component.name))
+    return bool(missing_binaries(component, assets)) or bool(missing_copies(component))
+
+
+def missing_copies(component: Component) -> dict[str, tuple[str, str]]:
+    """The folders that the cache does not have."""
+    return {name: source for name, source in component.copies.items() if not (component.folder / name).is_dir()}
 
 
 def missing_binaries(component: Component, assets: Assets) -> dict[str, str]:
@@ -138,12 +185,10 @@ def build(component: Component, assets: Assets, go: Path) -> None:
                 # `go build` names a binary for the last element of its package that is no version.
                 built = Path(made) / re.sub(r"/v\d+$", "", package).rpartition("/")[2]
                 built.replace(component.folder / "bin" / name)
-        if component.crds and not assets.crds(component.name):
-            module, folder = component.crds
-            shutil.copytree(
-                module_folder(component, module, go) / folder, Path(made) / "crds", copy_function=copy_writable
-            )
-            (Path(made) / "crds").replace(component.folder / "crds")
+        for name, (module, folder) in missing_copies(component).items():
+            source = module_folder(component, module, go) / folder
+            shutil.copytree(source, Path(made) / name, copy_function=copy_writable)
+            (Path(made) / name).replace(component.folder / name)
 
 
 def copy_writable(source: str, target: str) -> str:
@@ -153,15 +198,16 @@ def copy_writable(source: str, target: str) -> str:
 
 def build_binaries(component: Component, binaries: dict[str, str], folder: Path, go: Path) -> None:
     """Run `go build`, telling now and then how far it is."""
-    command = [str(go), "build", "-v", *BUILD_FLAGS, "-ldflags", component.link_flags, "-o", f"{folder}/"]
+    command = [str(go), "build", "-v", *BUILD_FLAGS, "-ldflags", component.link_flags]
+    command += [*(["-tags", component.tags] if component.tags else []), "-o", f"{folder}/"]
     log_path = folder.parent / f"build-{component.name}.log"
     started = time.monotonic()
     tell(f"building {', '.join(binaries)} (the first time takes minutes)")
     with log_path.open("wb") as log:
         process = subprocess.Popen(
             [*command, *binaries.values()],
-            cwd=MODULES / component.name,
-            env=go_environment(),
+            cwd=component.sources,
+            env=go_environment(cgo=component.cgo),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -192,7 +238,7 @@ def module_folder(component: Component, module: str, go: Path) -> Path:
     tell(f"fetching {module}")
     answer = subprocess.run(
         [str(go), "mod", "download", "-json", module],
-        cwd=MODULES / component.name,
+        cwd=component.sources,
         env=go_environment(),
         capture_output=True,
         text=True,
@@ -203,9 +249,9 @@ def module_folder(component: Component, module: str, go: Path) -> Path:
     return Path(json.loads(answer.stdout)["Dir"])
 
 
-def go_environment() -> dict[str, str]:
-    """Static binaries; neither a workspace nor another toolchain than the one that was chosen."""
-    return {**os.environ, "CGO_ENABLED": "0", "GOWORK": "off", "GOTOOLCHAIN": "local", "GO111MODULE": "on"}
+def go_environment(*, cgo: bool = False) -> dict[str, str]:
+    """Static binaries where no C is needed; neither a workspace nor another toolchain than the one that was chosen."""
+    return {**os.environ, "CGO_ENABLED": str(int(cgo)), "GOWORK": "off", "GOTOOLCHAIN": "local", "GO111MODULE": "on"}
 
 
 def find_go(cache: Path) -> Path:
@@ -256,5 +302,5 @@ def tell(text: str) -> None:
 
 
 if __name__ == "__main__":
-    ensure_assets()
+    ensure_assets(CONTROL_PLANE + NODE if "--node" in sys.argv[1:] else CONTROL_PLANE)
     sys.stdout.writelines(f"{component.folder}\n" for component in COMPONENTS)

@@ -42,12 +42,18 @@ class ControlPlane:
         scheduler: bool = True,
         kuberay: bool = False,
         hurried: bool = True,
+        address: str = programs.LOOPBACK,
     ) -> None:
-        """Say what is in it; `hurried` KubeRay works on more at once than its defaults allow, and tests wait less."""
+        """Say what is in it.
+
+        `hurried` KubeRay works on more at once than its defaults allow, and tests wait less. An `address` that is not
+        loopback is one where pods of real nodes can reach the API server.
+        """
         self._crds = tuple(crds)
         self._has_scheduler = scheduler
         self._has_kuberay = kuberay
         self._is_hurried = hurried
+        self._address = address
         self._layout = programs.Layout(folder)
         self._processes = Processes(folder)
         self._ports = programs.free_ports()
@@ -95,7 +101,10 @@ class ControlPlane:
         files = [path for name in self._crds for path in self._crd_files(name)]
         if files:
             self.install_crds(files)
-        self._run("kube-controller-manager", programs.controller_manager(self._layout))
+        self._run(
+            "kube-controller-manager",
+            programs.controller_manager(self._layout, real_nodes=self._address != programs.LOOPBACK),
+        )
         if self._has_scheduler:
             self._run("kube-scheduler", programs.scheduler(self._layout))
         if self._has_kuberay:
@@ -110,7 +119,7 @@ class ControlPlane:
 
     def start_api_server(self) -> None:
         """Start the API server, on the same port as before, and wait until it is ready."""
-        self._run("kube-apiserver", programs.api_server(self._layout, self._ports))
+        self._run("kube-apiserver", programs.api_server(self._layout, self._ports, address=self._address))
         self._processes.wait_until("kube-apiserver", lambda: self._exists("/readyz"), START_SECONDS)
 
     def stop_api_server(self) -> None:
@@ -132,7 +141,7 @@ class ControlPlane:
     @property
     def url(self) -> str:
         """The API server."""
-        return f"https://{programs.LOOPBACK}:{self._ports.api}"
+        return f"https://{self._address}:{self._ports.api}"
 
     @property
     def kubeconfig(self) -> Path:

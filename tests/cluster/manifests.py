@@ -26,7 +26,11 @@ def documents(source: Objects) -> list[dict[str, Any]]:
         return [source]
     if isinstance(source, Path):
         files = sorted(source.glob("*.yaml")) if source.is_dir() else [source]
-        # A SafeLoader, only not by that name.
-        read = [yaml.load_all(file.read_text(), Loader=_Loader) for file in files]
-        return [document for documents in read for document in documents if document]
+        return [document for file in files for document in documents_of(file.read_text())]
     return list(source)
+
+
+def documents_of(text: str) -> list[dict[str, Any]]:
+    """Everything in a text of YAML documents."""
+    # A SafeLoader, only not by that name.
+    return [document for document in yaml.load_all(text, Loader=_Loader) if document]

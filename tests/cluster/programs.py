@@ -14,7 +14,7 @@ SERVICE_ADDRESSES = "10.96.0.0/16"
 
 @dataclass(frozen=True)
 class Ports:
-    """One for each listener; all of them on the loopback address."""
+    """One for each listener; all of them on the loopback address, but that of the API server where nodes are."""
 
     etcd: int
     etcd_peers: int
@@ -95,14 +95,15 @@ def etcd(layout: Layout, ports: Ports) -> list[str]:
     ]
 
 
-def api_server(layout: Layout, ports: Ports) -> list[str]:
-    """Arguments of kube-apiserver."""
+def api_server(layout: Layout, ports: Ports, *, address: str) -> list[str]:
+    """Arguments of kube-apiserver; pods can reach it on any address but a loopback one."""
     return [
         f"--etcd-servers=http://{LOOPBACK}:{ports.etcd}",
-        f"--bind-address={LOOPBACK}",
+        f"--bind-address={address}",
         # Without it the address is guessed from the default route, which a sandbox may not have.
-        f"--advertise-address={LOOPBACK}",
-        "--endpoint-reconciler-type=none",
+        f"--advertise-address={address}",
+        # No Service may have endpoints on a loopback address.
+        f"--endpoint-reconciler-type={'none' if address == LOOPBACK else 'lease'}",
         f"--secure-port={ports.api}",
         f"--cert-dir={layout.certificates}",
         f"--service-cluster-ip-range={SERVICE_ADDRESSES}",
@@ -113,6 +114,8 @@ def api_server(layout: Layout, ports: Ports) -> list[str]:
         # As on OpenShift: who sets blockOwnerDeletion must be allowed to update the owner's finalizers.
         "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
         f"--token-auth-file={layout.tokens}",
+        # The names of nodes resolve nowhere.
+        "--kubelet-preferred-address-types=InternalIP",
         "--allow-privileged=true",
         "--profiling=false",
         # Tests come in bursts of several clients; fairness between them is not what they test.
@@ -121,15 +124,15 @@ def api_server(layout: Layout, ports: Ports) -> list[str]:
     ]
 
 
-def controller_manager(layout: Layout) -> list[str]:
+def controller_manager(layout: Layout, *, real_nodes: bool) -> list[str]:
     """Arguments of kube-controller-manager."""
     return [
         f"--kubeconfig={layout.kubeconfig}",
         f"--service-account-private-key-file={layout.service_account_key}",
         f"--root-ca-file={layout.certificate}",
         f"--cert-dir={layout.folder / 'controller-manager'}",
-        # Nodes of this cluster exist on paper only: nobody renews their leases.
-        "--controllers=*,-node-lifecycle-controller",
+        # Of a node that exists on paper only nobody renews the lease.
+        f"--controllers=*{'' if real_nodes else ',-node-lifecycle-controller'}",
         "--leader-elect=false",
         "--secure-port=0",
         "--kube-api-qps=500",

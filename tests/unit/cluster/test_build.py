@@ -59,7 +59,7 @@ def test_a_component_that_is_missing_builds_no_other(go):
 
 
 def test_crds_are_taken_from_the_module_as_they_are(go):
-    component = Component("kueue", crds=("sigs.k8s.io/kueue", "folder"))
+    component = Component("kueue", copies={"crds": ("sigs.k8s.io/kueue", "folder")})
     assert build.is_missing(component, Assets())
     ensure_assets((component,))
     assert [path.name for path in sorted((component.folder / "crds").iterdir())] == ["kinds.yaml"]
@@ -82,6 +82,19 @@ def test_a_binary_that_was_given_is_not_built(go, tmp_path, monkeypatch):
     assert not go.exists()
 
 
-def test_every_component_has_its_modules(go):
-    names = [component.folder.name.rpartition("-")[0] for component in COMPONENTS]
-    assert sorted(names) == sorted(path.name for path in build.MODULES.iterdir())
+def test_every_module_is_of_a_component_and_the_other_way_round():
+    assert {component.sources for component in COMPONENTS} == set(build.MODULES.iterdir())
+
+
+def test_components_have_folders_of_their_own_also_where_they_share_a_module():
+    assert len({component.folder for component in COMPONENTS}) == len(COMPONENTS)
+    assert len({component.sources for component in COMPONENTS}) < len(COMPONENTS)
+
+
+def test_tags_and_c_are_for_those_that_ask(go):
+    assets = ensure_assets((Component("runc", {"runc": "github.com/opencontainers/runc"}, tags="seccomp", cgo=True),))
+    assert assets.binary("runc").is_file()
+    (line,) = builds(go)
+    assert "-tags seccomp " in line
+    assert build.go_environment(cgo=True)["CGO_ENABLED"] == "1"
+    assert build.go_environment()["CGO_ENABLED"] == "0"
