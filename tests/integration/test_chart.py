@@ -2,18 +2,30 @@
 
 import pytest
 
-from charts import CHART, TRACKING_URI, chart_arguments, helm, installed, rendered
+from charts import (
+    CHART,
+    MLFLOW,
+    TRACKING_URI,
+    chart_arguments,
+    container,
+    deployment,
+    helm,
+    installed,
+    of_kind,
+    refusal,
+    rendered,
+)
 from cluster.control_plane import wait_until
 from plinth_operator.settings import read_settings
 
 pytestmark = pytest.mark.integration
 
-SCOPES = [pytest.param({}, id="whole cluster"), pytest.param({"namespace": "team-a"}, id="one namespace")]
+SCOPES = [
+    pytest.param(MLFLOW, id="whole cluster"),
+    pytest.param({**MLFLOW, "namespace": "team-a"}, id="one namespace"),
+    pytest.param({}, id="MLflow elsewhere"),
+]
 ROLES = ("ClusterRole", "Role")
-
-
-def of_kind(documents, *kinds):
-    return [document for document in documents if document["kind"] in kinds]
 
 
 def granted_to_the_operator(documents):
@@ -70,6 +82,29 @@ def test_the_operator_of_one_namespace_has_roles_there_and_no_cluster_role():
     assert (whole["kind"], whole["rules"]) == ("ClusterRole", one["rules"])
 
 
+@pytest.mark.parametrize("values", SCOPES)
+def test_every_pod_follows_the_restricted_standard_with_a_root_for_reading_only(values):
+    deployments = of_kind(rendered(values), "Deployment", "StatefulSet", "DaemonSet", "Job", "CronJob", "Pod")
+    assert {entry["kind"] for entry in deployments} == {"Deployment"}
+    for entry in deployments:
+        spec = entry["spec"]["template"]["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
+        kinds = {kind for volume in spec.get("volumes", ()) for kind in volume if kind != "name"}
+        assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim"}
+        for one in [*spec["containers"], *spec.get("initContainers", ())]:
+            assert one["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            }
+            assert one["resources"]["requests"].keys() >= {"cpu", "memory"}
+            assert "memory" in one["resources"]["limits"]
+            assert "readinessProbe" in one
+            assert "livenessProbe" in one
+
+
 def test_what_administrators_make_themselves_can_be_left_out():
     documents = rendered(
         {
@@ -77,8 +112,8 @@ def test_what_administrators_make_themselves_can_be_left_out():
             "serviceAccount": {"create": False, "name": "theirs"},
         }
     )
-    (deployment,) = documents
-    assert deployment["spec"]["template"]["spec"]["serviceAccountName"] == "theirs"
+    assert of_kind(documents, "ServiceAccount", "ClusterRoleBinding", "RoleBinding", *ROLES) == []
+    assert deployment(documents)["spec"]["template"]["spec"]["serviceAccountName"] == "theirs"
 
 
 def test_values_become_settings_that_the_operator_takes():
@@ -88,23 +123,37 @@ def test_values_become_settings_that_the_operator_takes():
         "settings.leaseSeconds": 20,
         "settings.requestsPerSecond": 12.5,
         "settings.networkPolicies": False,
+        "settings.storageClaim": "shared",
+        "settings.fsGroup": 0,
+        "workloadImage": {"repository": "example.invalid/workloads", "tag": "7"},
     }
-    (deployment,) = of_kind(rendered(values), "Deployment")
-    (container,) = deployment["spec"]["template"]["spec"]["containers"]
-    fixed = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
+    operator = container(rendered(values))
+    fixed = {entry["name"]: entry["value"] for entry in operator["env"] if "value" in entry}
     settings = read_settings(fixed)
     assert settings.model_dump(exclude_defaults=True) == {
         "namespace": "team-a",
         "tracking_uri": TRACKING_URI,
+        "tracking_secret": "plinth-mlflow",
+        "workload_image": "example.invalid/workloads:7",
+        "storage_claim": "shared",
+        "fs_group": 0,
+        "control_namespaces": "ops,kuberay-system",
         "queue_name": "team-a",
         "lease_seconds": 20,
         "requests_per_second": 12.5,
         "network_policies": False,
-        "probe_port": container["ports"][0]["containerPort"],
+        "probe_port": operator["ports"][0]["containerPort"],
     }
-    (downward,) = (entry for entry in container["env"] if "value" not in entry)
+    (downward,) = (entry for entry in operator["env"] if "value" not in entry)
     assert downward["name"] == "PLINTH_OPERATOR_NAMESPACE"
     assert downward["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.namespace"
+
+
+@pytest.mark.parametrize("group", [0, None])
+def test_a_cluster_may_decide_on_the_group_of_volumes_itself(group):
+    operator = container(rendered({"settings.fsGroup": group}))
+    settings = read_settings({entry["name"]: entry["value"] for entry in operator["env"] if "value" in entry})
+    assert settings.fs_group == 0
 
 
 def test_what_a_cluster_asks_of_pods_reaches_them():
@@ -126,18 +175,17 @@ def test_what_a_cluster_asks_of_pods_reaches_them():
         "replicas": 2,
     }
     documents = rendered(values)
-    (deployment,) = of_kind(documents, "Deployment")
-    template = deployment["spec"]["template"]
-    (container,) = template["spec"]["containers"]
-    assert deployment["spec"]["replicas"] == 2
+    template = deployment(documents)["spec"]["template"]
+    operator = container(documents)
+    assert deployment(documents)["spec"]["replicas"] == 2
     assert {key: template["spec"][key] for key in wanted} == wanted
     assert template["spec"]["imagePullSecrets"] == [{"name": "registry"}]
-    assert (container["image"], container["envFrom"]) == ("example.invalid/operator:9", secret)
-    assert container["resources"]["limits"] == {"memory": "1Gi"}
+    assert (operator["image"], operator["envFrom"]) == ("example.invalid/operator:9", secret)
+    assert operator["resources"]["limits"] == {"memory": "1Gi"}
     assert template["metadata"]["annotations"] == {"of": "annotation"}
     assert (
         template["metadata"]["labels"].items()
-        >= {"of": "label", **deployment["spec"]["selector"]["matchLabels"]}.items()
+        >= {"of": "label", **deployment(documents)["spec"]["selector"]["matchLabels"]}.items()
     )
     (account,) = of_kind(documents, "ServiceAccount")
     assert account["metadata"]["annotations"] == {"of": "account"}
@@ -146,16 +194,17 @@ def test_what_a_cluster_asks_of_pods_reaches_them():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"settings.trackingUri": ""}, "at '/settings/trackingUri': minLength"),
+        ({"settings.trackingUri": ""}, "settings.trackingUri: is required where mlflow.enabled is false"),
+        ({"mlflow.allowedHosts": ["*"]}, "at '/mlflow/allowedHosts/0'"),
+        ({"mlflow.auth.defaultPermission": "ADMIN"}, "at '/mlflow/auth/defaultPermission'"),
+        ({"mlflow.artifacts.destination": "/tmp"}, "at '/mlflow/artifacts/destination'"),
         ({"settings.leaseSecond": 3}, "at '/settings': additional properties 'leaseSecond' not allowed"),
         ({"settings.workers": 0}, "at '/settings/workers': minimum"),
         ({"replica": 2}, "at '': additional properties 'replica' not allowed"),
     ],
 )
 def test_values_that_mean_nothing_are_refused_with_their_path(values, sentence):
-    answer = helm("template", "plinth", str(CHART), *chart_arguments(values))
-    assert answer.returncode != 0
-    assert sentence in answer.stderr
+    assert sentence in refusal(values)
 
 
 def test_its_pods_are_let_into_a_restricted_namespace(control_plane, namespace):
@@ -163,9 +212,12 @@ def test_its_pods_are_let_into_a_restricted_namespace(control_plane, namespace):
     control_plane.resource("v1", "Namespace").patch(
         name=namespace, body=label, content_type="application/merge-patch+json"
     )
-    values = {"namespace": namespace, "rbac.aggregate": False}
+    values = {**MLFLOW, "namespace": namespace, "rbac.aggregate": False}
     with installed(control_plane, namespace, values, release="restricted"):
         pods = control_plane.resource("v1", "Pod")
-        found = wait_until(lambda: pods.get(namespace=namespace).items, 60, "the operator's pod")
-        assert [entry.name for entry in found[0].spec.containers] == ["operator"]
-        assert found[0].spec.serviceAccountName == "restricted-plinth"
+
+        def found():
+            names = {pod.spec.containers[0].name for pod in pods.get(namespace=namespace).items}
+            return names == {"operator", "mlflow"}
+
+        wait_until(found, 60, "the pods of both Deployments")
