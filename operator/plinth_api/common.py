@@ -351,7 +351,11 @@ class Output(ApiModel):
 class Tracking(ApiModel):
     """Where the run is recorded."""
 
-    experiment: ShortText | None = Field(default=None, description="experiment in MLflow; output.model when left out.")
+    experiment: ShortText | None = Field(
+        default=None,
+        description="experiment in MLflow; output.model when left out. On a cluster the namespace and a dot come "
+        "before it, as before models.",
+    )
     secret_ref: SecretRef | None = Field(
         default=None, description="secretRef names the Secret with the MLflow credentials."
     )

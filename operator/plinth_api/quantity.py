@@ -1,5 +1,7 @@
 """Kubernetes resource quantities as numbers."""
 
+import math
+
 _FACTORS = {
     "m": 1e-3,
     "k": 1e3,
@@ -20,3 +22,12 @@ def parse_quantity(quantity: int | str) -> float:
     text = str(quantity)
     number = text.rstrip("".join(set("".join(_FACTORS))))
     return float(number) * _FACTORS.get(text[len(number) :], 1.0)
+
+
+def whole_cpus(cpus: float) -> int:
+    """The CPUs that a worker's pod offers to Ray, and that its one process asks of Ray.
+
+    Ray counts the CPUs of a node in whole ones. Who asked for less than is offered would leave room for a second
+    process in a pod that is made for one.
+    """
+    return max(1, math.ceil(cpus))

@@ -52,7 +52,8 @@ class ResolveSettings:
         checkpoint_root: Folder for checkpoints of jobs that name none.
         work_dir: Folder of this job for caches, progress and output.
         tracking_uri: MLflow's address.
-        registry_prefix: Put before registered names: `<namespace>.` on a cluster.
+        tracking_secret: The Secret with the credentials of jobs that name none; empty for none.
+        registry_prefix: Put before the names of models and experiments: `<namespace>.` on a cluster.
         run_id: The MLflow run, where it exists already.
         tags: Tags of the MLflow run and of the model version.
     """
@@ -62,6 +63,7 @@ class ResolveSettings:
     checkpoint_root: str
     work_dir: str
     tracking_uri: str
+    tracking_secret: str = ""
     registry_prefix: str = ""
     run_id: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -115,13 +117,7 @@ def resolve_train_run(job: Job, settings: ResolveSettings, versions: Mapping[str
             alias=job.spec.output.alias,
             merge=isinstance(job, FineTuneJob) and job.spec.output.merge,
         ),
-        tracking=RunTracking(
-            uri=settings.tracking_uri,
-            experiment=job.spec.tracking.experiment or job.spec.output.model,
-            run_name=job.metadata.name,
-            run_id=settings.run_id,
-            tags={**settings.tags, UID: settings.uid, KIND: job.kind},
-        ),
+        tracking=_resolve_tracking(job, settings),
         work_dir=settings.work_dir,
     )
     if len(run.model_dump_json(by_alias=True).encode()) > MAX_RUN_BYTES:
@@ -259,6 +255,18 @@ def _resolve_checkpoint(job: Job, settings: ResolveSettings) -> RunCheckpoint:
         every_steps=checkpoint.every_steps,
         keep=checkpoint.keep,
         resume_from=mounted(checkpoint.resume_from, settings.volume_root) if checkpoint.resume_from else None,
+    )
+
+
+def _resolve_tracking(job: Job, settings: ResolveSettings) -> RunTracking:
+    tracking = job.spec.tracking
+    return RunTracking(
+        uri=settings.tracking_uri,
+        experiment=f"{settings.registry_prefix}{tracking.experiment or job.spec.output.model}",
+        run_name=job.metadata.name,
+        run_id=settings.run_id,
+        secret=tracking.secret_ref.name if tracking.secret_ref else settings.tracking_secret or None,
+        tags={**settings.tags, UID: settings.uid, KIND: job.kind},
     )
 
 

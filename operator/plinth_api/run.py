@@ -116,6 +116,9 @@ class RunTracking(ApiModel):
     experiment: str
     run_name: str
     run_id: str | None
+    secret: str | None = Field(
+        default=None, description="secret is the name of the Secret with MLflow's credentials, for messages."
+    )
     tags: dict[str, str]
 
 

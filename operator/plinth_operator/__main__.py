@@ -87,7 +87,9 @@ async def _run(settings: Settings, stopped: asyncio.Event) -> int:
     async with AsyncExitStack() as stack:
         kube = await stack.enter_async_context(Kube(requests_per_second=settings.requests_per_second))
         lease_kube = await stack.enter_async_context(Kube(requests_per_second=10))
-        mlflow = await stack.enter_async_context(Mlflow(settings.tracking_uri, settings.cluster_name))
+        mlflow = await stack.enter_async_context(
+            Mlflow(settings.tracking_uri, settings.cluster_name, has_users=settings.tracking_users)
+        )
         leader = Leader(
             lease_kube,
             namespace=settings.operator_namespace,

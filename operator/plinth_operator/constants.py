@@ -21,6 +21,9 @@ HASH_ANNOTATION = "plinth.dev/hash"
 SPEC_HASH_ANNOTATION = "plinth.dev/spec-hash"
 """Hash of the part of the spec that an attempt was rendered from."""
 
+GENERATION_ANNOTATION = "plinth.dev/generation"
+"""metadata.generation of the resource that an attempt was rendered from."""
+
 CLUSTER_HASH_ANNOTATION = "plinth.dev/cluster-hash"
 """Hash of a RayService's cluster: when it differs, KubeRay starts a second cluster."""
 

@@ -43,6 +43,8 @@ class RayJobFacts(ObjectFacts):
     """status.jobStatus, status.jobDeploymentStatus and the rest of a RayJob, as KubeRay spells them."""
 
     attempt: int = 0
+    spec_generation: int = 0
+    """Our annotation with the generation of the spec that it was rendered from; 0 where there is none."""
     job_status: str = ""
     deployment_status: str = ""
     reason: str = ""
@@ -176,6 +178,8 @@ class RunFacts:
         run_id: The run; found by its tags, or created.
         status: RUNNING, FINISHED, FAILED or KILLED; empty before the first search.
         step: Step of the newest training metric.
+        step_at: When that step was done, by the workload's clock.
+        saved_at: The same of the newest checkpoint that was saved; `saved_step` is its step.
         metrics: Latest value of each metric.
         tags: The run's tags.
         read_at: When the search answered.
@@ -185,6 +189,9 @@ class RunFacts:
     experiment_id: str
     status: str = ""
     step: int | None = None
+    step_at: datetime | None = None
+    saved_step: int | None = None
+    saved_at: datetime | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     read_at: datetime | None = None

@@ -7,6 +7,9 @@ from datetime import UTC, datetime
 
 _FIELDS = ("kind", "namespace", "resource")
 
+_SIGNALS_WARNING = "OS signals are ignored: running not in the main thread."
+"""Kopf's, once for every kind that it watches; no signal is lost, as __main__ handles them in the main thread."""
+
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
@@ -25,9 +28,10 @@ class _JsonFormatter(logging.Formatter):
 
 
 def log_as_json(level: str) -> None:
-    """Send all logs to stderr as JSON lines; kopf's line for every event is left out."""
+    """Send all logs to stderr as JSON lines; kopf's line for every event and its warning of signals are left out."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter())
+    handler.addFilter(lambda record: record.msg != _SIGNALS_WARNING)
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for noisy in ("kopf", "asyncio", "aiohttp.access"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

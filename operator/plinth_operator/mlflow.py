@@ -1,8 +1,10 @@
 """The only module that talks to MLflow: the few REST calls that the operator makes."""
 
+import json
 import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +17,9 @@ from plinth_operator.facts import RunFacts
 _REQUEST_SECONDS = 10.0
 _PAGE = 100
 _API = "api/2.0/mlflow"
+_GRANT = "api/3.0/mlflow/users/permissions/grant"
+_MAX_WORDS = 120
+"""Of an answer that is no JSON, in a message."""
 
 _UNKNOWN = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """What MLflow answers for an alias of no model, and for no alias of a model."""
@@ -32,16 +37,27 @@ class MlflowUnavailable(Exception):
     """MLflow did not answer, or not with sense."""
 
 
+class MlflowDenied(Exception):
+    """MLflow answered 401 or 403: it knows the operator's credentials not, or not as an administrator's."""
+
+
 class Mlflow:
     """A client of one MLflow server; an async context manager.
 
     Credentials are those of MLflow's own client: MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN.
     """
 
-    def __init__(self, uri: str, cluster: str) -> None:
-        """Take the server's address and the name of this cluster, which tags its runs."""
+    def __init__(self, uri: str, cluster: str, *, has_users: bool = False) -> None:
+        """Take the server's address and the name of this cluster, which tags its runs.
+
+        Args:
+            uri: Of the server.
+            cluster: Name of this cluster.
+            has_users: Whether the server has a user for each namespace, who may write to its experiments.
+        """
         self._uri = uri.rstrip("/")
         self._cluster = cluster
+        self._has_users = has_users
         self._session: aiohttp.ClientSession | None = None
         self._experiments: dict[str, str] = {}
 
@@ -50,7 +66,7 @@ class Mlflow:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         if user and not token:
             password = os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
-            headers["Authorization"] = aiohttp.BasicAuth(user, password).encode()
+            headers["Authorization"] = aiohttp.encode_basic_auth(user, password)
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=_REQUEST_SECONDS),
             # Shorter than any server's: a POST on a connection that is being closed counts as no answer.
@@ -65,9 +81,9 @@ class Mlflow:
         assert self._session is not None
         await self._session.close()
 
-    async def create_run(self, experiment: str, name: str, tags: Mapping[str, str]) -> RunFacts:
-        """A new run, in an experiment that is made where it is missing."""
-        experiment_id = await self._experiment(experiment)
+    async def create_run(self, experiment: str, name: str, tags: Mapping[str, str], namespace: str) -> RunFacts:
+        """A new run, in an experiment of a namespace that is made where it is missing."""
+        experiment_id = await self._experiment(experiment, namespace)
         body = {
             "experiment_id": experiment_id,
             "run_name": name,
@@ -133,17 +149,30 @@ class Mlflow:
             raise
         return f"models:/{name}/{found['model_version']['version']}"
 
-    async def _experiment(self, name: str) -> str:
+    async def _experiment(self, name: str, namespace: str) -> str:
         if name not in self._experiments:
             try:
                 created = await self._post("experiments/create", {"name": name})
-                self._experiments[name] = created["experiment_id"]
+                experiment_id = created["experiment_id"]
             except MlflowError as error:
                 if error.code != "RESOURCE_ALREADY_EXISTS":
                     raise
                 found = await self._request("GET", "experiments/get-by-name", {"experiment_name": name})
-                self._experiments[name] = found["experiment"]["experiment_id"]
+                experiment_id = found["experiment"]["experiment_id"]
+            if self._has_users:
+                # Before it is remembered: an operator that was killed in between has to do it again.
+                await self._let_write(namespace, experiment_id)
+            self._experiments[name] = experiment_id
         return self._experiments[name]
+
+    async def _let_write(self, user: str, experiment_id: str) -> None:
+        """Let a user write to an experiment; one who is made later gets the right then, by add_namespace.py."""
+        scope = {"username": user, "resource_type": "experiment", "resource_id": experiment_id}
+        try:
+            await self._send("POST", _GRANT, body={**scope, "permission": "EDIT"})
+        except MlflowError as error:
+            if error.code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
+                raise
 
     async def _experiment_ids(self) -> AsyncIterator[str]:
         body: dict[str, Any] = {"max_results": 1000, "view_type": "ACTIVE_ONLY"}
@@ -161,16 +190,24 @@ class Mlflow:
     async def _request(
         self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None
     ) -> dict[str, Any]:
+        return await self._send(method, f"{_API}/{path}", query, body)
+
+    async def _send(
+        self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None
+    ) -> dict[str, Any]:
         assert self._session is not None
         try:
-            async with self._session.request(method, f"{self._uri}/{_API}/{path}", params=query, json=body) as answer:
-                status = answer.status
-                document = await answer.json(content_type=None)
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            async with self._session.request(method, f"{self._uri}/{path}", params=query, json=body) as answer:
+                status, text = answer.status, await answer.text()
+        except (TimeoutError, aiohttp.ClientError, OSError, UnicodeDecodeError) as error:
             raise MlflowUnavailable(f"{type(error).__name__}: {error}") from error
+        if status in (401, 403):
+            raise MlflowDenied(f"{status}: {' '.join(text.split())[:_MAX_WORDS]}")
+        try:
+            document = json.loads(text)
         except ValueError as error:
             raise MlflowUnavailable(f"status {status} without JSON") from error
-        if status >= 500 or status in (401, 403, 429) or not isinstance(document, dict):
+        if status >= 500 or status == 429 or not isinstance(document, dict):
             raise MlflowUnavailable(f"status {status}")
         if status >= 400:
             raise MlflowError(document.get("error_code", str(status)), document.get("message", ""))
@@ -180,13 +217,26 @@ class Mlflow:
 def _run_facts(run: Mapping[str, Any]) -> RunFacts:
     info, data = run["info"], run.get("data", {})
     metrics = {metric["key"]: metric for metric in data.get("metrics", ())}
-    newest = metrics.get("train/loss")
+    newest, saved = metrics.get("train/loss"), metrics.get("train/checkpoint_step")
     return RunFacts(
         run_id=info["run_id"],
         experiment_id=info["experiment_id"],
         status=info["status"],
         step=int(newest["step"]) if newest and "step" in newest else None,
+        step_at=_time_of(newest),
+        saved_step=int(saved["step"]) if saved and "step" in saved else None,
+        saved_at=_time_of(saved),
         # MLflow writes NaN as a string.
         metrics={key: float(metric["value"]) for key, metric in metrics.items() if not key.startswith("system/")},
         tags={tag["key"]: tag["value"] for tag in data.get("tags", ()) if tag["key"].startswith("plinth.")},
     )
+
+
+def _time_of(metric: Mapping[str, Any] | None) -> datetime | None:
+    """When a metric was logged, to the second; None for a time that no calendar has, as anybody can log."""
+    if metric is None or "timestamp" not in metric:
+        return None
+    try:
+        return datetime.fromtimestamp(int(metric["timestamp"]) // 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None

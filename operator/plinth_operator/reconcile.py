@@ -78,7 +78,7 @@ class Reconciler:
             return
         plan = self._plan(key)
         self._tracking.want(key, resource.uid, plan, resource.run)
-        if plan.deletions or plan.children:
+        if plan.deletions or plan.children or plan.look_again:
             if not await self._is_current(plan):
                 self._queue.add(key)
                 return
@@ -91,7 +91,7 @@ class Reconciler:
                 if self._store.resources.get(key) is not resource:
                     return
                 plan = self._plan(key)
-                if plan.deletions:
+                if plan.deletions or plan.look_again:
                     # The spec has changed meanwhile. A status that tells of an end must come after what it ends.
                     self._queue.add(key)
                     return
@@ -104,19 +104,18 @@ class Reconciler:
         return plan_for(document, seen, settings=self._settings, now=self._now(), refusal=refusal)
 
     async def _is_current(self, plan: Plan) -> bool:
-        """Whether the RayJobs to be deleted, and their pods, are as the plan saw them.
+        """Whether the RayJobs to be ended, and their pods where those decide, are as the plan saw them.
 
         The pods of a job that has just ended may be seen to vanish before its end is, and those of one that has just
         begun later than its beginning: neither must be taken for lost.
         """
-        for facts in plan.deletions:
-            if not isinstance(facts, RayJobFacts):
-                continue
+        doomed = [facts for facts in plan.deletions if isinstance(facts, RayJobFacts)]
+        for facts in (*doomed, *plan.look_again):
             found = await self._kube.get(facts.kind, facts.namespace, facts.name)
             if found is not None and int(found["metadata"]["resourceVersion"]) > facts.resource_version:
                 self._store.put(facts_from({**found, "kind": facts.kind}))
                 return False
-            if facts.ray_cluster:
+            if plan.look_at_pods and facts.ray_cluster:
                 selector = f"{RAY_CLUSTER_LABEL}={facts.ray_cluster}"
                 pods = [pod async for pod in self._kube.list("Pod", facts.namespace, label_selector=selector)]
                 if any([self._store.put(facts_from(pod)) for pod in pods]):
@@ -145,7 +144,7 @@ class Reconciler:
                     refusal = Refusal(error.status, error.reason, error.message, error.details)
                     cause = refusal_cause(resource.document(key), child, refusal)
                     refused = self._plan(key, cause)
-                    if cause is not None and not refused.deletions:
+                    if cause is not None and not (refused.deletions or refused.look_again):
                         await self._report(key, resource, refused)
                 raise
 
@@ -206,6 +205,9 @@ class Reconciler:
             self._tracking.abandon(key, resource)
             return
         self._store.put_resource({**answer, "kind": key.kind})
+        if answer["metadata"].get("generation", 1) != plan.status.get("observedGeneration"):
+            # A newer spec has come with the answer, and is no news any more when the watch tells of it.
+            self._queue.add(key)
         event = event_of(key, resource.uid, old, plan.status, now=self._now())
         if event is not None:
             await self._emit(key, event)

@@ -8,6 +8,7 @@ from datetime import datetime
 
 import aiohttp
 
+from plinth_api.service_state import ServiceState
 from plinth_operator.facts import ReplicaState
 from plinth_operator.plan.access import serve_service_name
 from plinth_operator.queue import WorkQueue
@@ -57,15 +58,24 @@ class ServicePoller:
             async with session.get(url) as answer:
                 if answer.status != 200:
                     return None
-                document = await answer.json()
-                return ReplicaState(
-                    model_uri=document["modelUri"] or "",
-                    target_uri=document["targetUri"] or "",
-                    load_error=document["loadError"] or "",
-                    read_at=self._now(),
-                )
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError):
+                return replica_state(await answer.read(), self._now())
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return None
+
+
+def replica_state(body: bytes, now: datetime) -> ReplicaState:
+    """What the status says of a replica, from its answer at the time `now`.
+
+    Raises:
+        ValueError: The answer is not that of a replica.
+    """
+    found = ServiceState.model_validate_json(body)
+    return ReplicaState(
+        model_uri=found.model_uri or "",
+        target_uri=found.target_uri,
+        load_error=found.load_error or "",
+        read_at=now,
+    )
 
 
 def _told(state: ReplicaState | None) -> ReplicaState | None:

@@ -21,6 +21,16 @@ class Settings(BaseModel):
     ray_version: str = Field(default="2.60.0", description="Version of Ray in the workload image.")
     tracking_uri: str = Field(default="", description="MLflow's address for the operator and the workloads.")
     tracking_page: str = Field(default="", description="MLflow's address for browsers; tracking_uri when empty.")
+    tracking_secret: str = Field(
+        default="",
+        description="Name of the Secret in a job's namespace with MLflow's credentials, for jobs that name none, and "
+        "services; where it is missing, they go without.",
+    )
+    tracking_users: bool = Field(
+        default=False,
+        description="Whether MLflow has a user for each namespace, called like it, who is let write to the experiments "
+        "of its jobs; the operator's credentials must be an administrator's.",
+    )
     storage_claim: str = Field(
         default="plinth", description="The claim, in the job's namespace, for jobs that name no checkpoint.uri."
     )
@@ -39,6 +49,11 @@ class Settings(BaseModel):
     )
     head_cpus: str = Field(default="500m", description="CPU request of the head pod.")
     head_memory: str = Field(default="2Gi", description="Memory request and limit of the head pod.")
+    fs_group: int = Field(
+        default=1000,
+        description="Group that may write to the volumes of pods; 0 or less where the cluster decides, as OpenShift "
+        "does.",
+    )
     workers: Annotated[int, Field(ge=1, le=256)] = Field(default=16, description="Reconciles that run at once.")
     requests_per_second: Annotated[float, Field(gt=0)] = Field(default=200.0, description="Bound on API requests.")
     resync_seconds: Annotated[float, Field(gt=0)] = Field(default=300.0, description="Time between full lists.")

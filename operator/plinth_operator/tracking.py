@@ -12,7 +12,7 @@ from datetime import datetime
 
 from plinth_operator.constants import UID_TAG
 from plinth_operator.facts import RunFacts
-from plinth_operator.mlflow import Mlflow, MlflowError, MlflowUnavailable
+from plinth_operator.mlflow import Mlflow, MlflowDenied, MlflowError, MlflowUnavailable
 from plinth_operator.plan.plan import Plan, RunRequest
 from plinth_operator.queue import WorkQueue
 from plinth_operator.store import Key, Resource, Store
@@ -72,6 +72,7 @@ class Tracking:
         self._up = asyncio.Event()
         self._up.set()
         self._failures = 0
+        self._trouble: type[Exception] | None = None
 
     def want(self, key: Key, uid: str, plan: Plan, run: RunFacts | None) -> None:
         """Ask for what a plan needs; returns at once."""
@@ -158,7 +159,8 @@ class Tracking:
             return
         news = False
         if request.run is not None and resource.run is None:
-            created = await self._mlflow.create_run(request.run.experiment, request.run.name, request.run.tags)
+            wanted = request.run
+            created = await self._mlflow.create_run(wanted.experiment, wanted.name, wanted.tags, key.namespace)
             if self._store.resources.get(key) is not resource:
                 logger.info("ending run %s of a resource that went while it was made", created.run_id)
                 self._add(key, _Request(request.uid, end=(created.run_id, "KILLED")))
@@ -216,22 +218,25 @@ class Tracking:
         try:
             await action()
         except MlflowUnavailable as error:
-            self._failures += 1
-            self._tell(f"MLflow does not answer ({error}); it is asked again until it does")
+            self._tell(error, f"MLflow does not answer ({error}); it is asked again until it does")
+            return False
+        except MlflowDenied as error:
+            self._tell(error, f"MLflow refuses the operator's credentials ({error}); an administrator has to mend them")
             return False
         except MlflowError as error:
             # A refusal is told like an outage, and tried again: somebody may put MLflow right.
-            self._failures += 1
-            self._tell(f"MLflow refuses: {error}")
+            self._tell(error, f"MLflow refuses: {error}")
             return False
-        self._failures = 0
-        self._tell("")
+        self._tell(None, "")
         return True
 
-    def _tell(self, error: str) -> None:
-        was, self._store.tracking_error = self._store.tracking_error, error
-        if bool(was) != bool(error):
-            logger.warning("%s", error or "MLflow answers again")
+    def _tell(self, error: Exception | None, message: str) -> None:
+        self._failures = self._failures + 1 if error else 0
+        self._store.tracking_error = message
+        # By kind: the words of an outage may be others at each try.
+        was, self._trouble = self._trouble, type(error) if error else None
+        if was is not self._trouble:
+            logger.warning("%s", message or "MLflow answers again")
             for key in list(self._store.resources):
                 self._queue.add(key)
 

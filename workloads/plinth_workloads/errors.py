@@ -12,6 +12,8 @@ Reason = Literal[
     "LossNaN",
     "ModelLoadFailed",
     "ModelNotFound",
+    "TrackingCredentialsChanged",
+    "TrackingDenied",
     "TrackingUnavailable",
     "UserCodeError",
 ]

@@ -7,7 +7,6 @@ One line of JSON on stdout says when the service is ready, or why it never will 
 import argparse
 import json
 import logging
-import math
 import os
 import signal
 import socket
@@ -22,6 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from plinth_api.quantity import whole_cpus
 from plinth_api.run import ServeRun
 
 logger = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def _start(run: ServeRun, host: str, port: int) -> None:
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
         # What the replicas ask for, not what the machine has: a laptop may serve with fewer cores than a cluster.
-        num_cpus=max(1, math.ceil(run.cpus * run.scaling.max_replicas)),
+        num_cpus=whole_cpus(run.cpus) * run.scaling.max_replicas,
         log_to_driver=False,
         logging_level=logging.WARNING,
     )

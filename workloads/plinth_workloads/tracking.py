@@ -1,6 +1,7 @@
-"""The only module that knows MLflow: runs, metrics that never block a step, and the model registry.
+"""Runs in MLflow, metrics that never block a step, and the model registry.
 
-MLflow is imported when it is first needed, so that the training loop imports where MLflow is not installed.
+Only this module and `tracking_errors.py` know MLflow, and import it when it is first needed, so that the training loop
+imports where MLflow is not installed.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,7 @@ from plinth_api.run import RunTracking
 from plinth_api.run_tags import UID
 from plinth_api.uris import registry_parts
 from plinth_workloads.errors import UserError
+from plinth_workloads.tracking_errors import is_not_ones_own, is_outage, reaching, refusal_of
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -68,45 +70,11 @@ def open_client(uri: str) -> "MlflowClient":
     return mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-@contextlib.contextmanager
-def reaching(uri: str) -> Iterator[None]:
-    """Turn MLflow's errors of the network into one sentence.
-
-    Raises:
-        UserError: TrackingUnavailable.
-    """
-    import requests
-    import sqlalchemy.exc
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except (requests.exceptions.RequestException, ConnectionError, sqlalchemy.exc.OperationalError) as error:
-        raise UserError("TrackingUnavailable", _unreachable(uri, error)) from error
-    except MlflowException as error:
-        if not is_outage(error):
-            raise
-        raise UserError("TrackingUnavailable", _unreachable(uri, error)) from error
-
-
-def is_outage(error: Exception) -> bool:
-    """Whether MLflow did not answer, as opposed to having answered with a refusal."""
-    message = str(error)
-    return "API request to" in message and ("failed with exception" in message or "error code 5" in message)
-
-
-def _unreachable(uri: str, error: Exception) -> str:
-    return (
-        f"MLflow at {uri} cannot be reached ({type(error.__cause__ or error).__name__}); start it, or correct "
-        "MLFLOW_TRACKING_URI"
-    )
-
-
 def resolve_alias(tracking_uri: str, uri: str) -> ModelVersion | None:
     """The version that models:/name@alias names now, None where there is no such model or alias.
 
     Raises:
-        UserError: TrackingUnavailable.
+        UserError: TrackingUnavailable or TrackingDenied.
     """
     name, _, alias = registry_parts(uri)
     assert alias is not None
@@ -116,8 +84,10 @@ def resolve_alias(tracking_uri: str, uri: str) -> ModelVersion | None:
         try:
             found = open_client(tracking_uri).get_model_version_by_alias(name, alias)
         except MlflowException as error:
-            # An unknown alias is INVALID_PARAMETER_VALUE, an unknown model RESOURCE_DOES_NOT_EXIST.
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            # An unknown alias is INVALID_PARAMETER_VALUE, an unknown model RESOURCE_DOES_NOT_EXIST. Somebody else's
+            # alias is as good as none: it cannot be moved either.
+            unknown = error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+            if unknown or is_not_ones_own(error):
                 return None
             raise
     return ModelVersion(found.name, str(found.version))
@@ -130,9 +100,10 @@ def download(tracking_uri: str, uri: str, folder: Path) -> Path:
         The folder with the files.
 
     Raises:
-        UserError: ModelNotFound or TrackingUnavailable.
+        UserError: ModelNotFound, TrackingUnavailable or TrackingDenied.
     """
     with reaching(tracking_uri):
+        import requests
         from mlflow.artifacts import download_artifacts
         from mlflow.exceptions import MlflowException
 
@@ -141,11 +112,14 @@ def download(tracking_uri: str, uri: str, folder: Path) -> Path:
         try:
             return Path(download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri))
         except MlflowException as error:
-            if is_outage(error):
+            if is_outage(error) or (refusal_of(error) and not is_not_ones_own(error)):
                 raise
+            foreign = ", or is not for who asks to read" if is_not_ones_own(error) else ""
             raise UserError(
-                "ModelNotFound", f"{uri} is not in the registry of {tracking_uri}: {error.message}"
+                "ModelNotFound", f"{uri} is not in the registry of {tracking_uri}{foreign}: {error.message}"
             ) from error
+        except requests.exceptions.RequestException:  # an OSError too
+            raise
         except OSError as error:
             raise UserError("ModelNotFound", f"{uri} cannot be downloaded: {error}") from error
 
@@ -168,11 +142,12 @@ class Tracker:
             client: Of the MLflow at `tracking.uri`, where the caller has one.
 
         Raises:
-            UserError: TrackingUnavailable.
+            UserError: TrackingUnavailable or TrackingDenied.
         """
         self._uri = tracking.uri
+        self._secret = tracking.secret
         self._retry_seconds = retry_seconds
-        with reaching(tracking.uri):
+        with reaching(tracking.uri, secret=tracking.secret):
             self._client = client or open_client(tracking.uri)
             run = _open_run(self._client, tracking)
         self.experiment_id: str = run.info.experiment_id
@@ -270,7 +245,8 @@ class Tracker:
             status: FINISHED, FAILED or KILLED; RUNNING leaves it open for a later attempt.
 
         Raises:
-            UserError: TrackingUnavailable, where points are still unsent after all retries.
+            UserError: TrackingUnavailable, where points are still unsent after all retries; TrackingDenied or
+                TrackingCredentialsChanged, where MLflow does not take them.
         """
         self._closing = True
         self._wake.set()
@@ -317,14 +293,19 @@ class Tracker:
         return {key: value for key, value in tags.items() if self._known_tags.get(key) != value}
 
     def _keep_trying(self, write: Callable[[], T]) -> T:
+        """What the write gives, at the latest when an outage has been waited for; a refusal is not waited for."""
         for wait in self._retry_seconds:
             try:
-                with reaching(self._uri):
-                    return write()
+                return self._once(write)
             except UserError as error:
+                if error.reason != "TrackingUnavailable":
+                    raise
                 logger.warning("%s; trying again in %s s", error, wait)
                 time.sleep(wait)
-        with reaching(self._uri):
+        return self._once(write)
+
+    def _once(self, write: Callable[[], T]) -> T:
+        with reaching(self._uri, secret=self._secret, was_let_in=True):
             return write()
 
 

@@ -2,8 +2,8 @@
 
 Enters: the namespace; the server's administrator from the environment. Leaves: a user called like the namespace, with a
 new password whether or not it was there before, and the right to write to the namespace's experiments; on stdout the
-Secret for its jobs and services, to be piped into `kubectl apply --server-side -f -`: without the option kubectl keeps a
-second copy of the password, in an annotation. The operator gives the right to experiments of later jobs. Standard
+Secret for its jobs and services, to be piped into `kubectl apply --server-side -f -`: without the option kubectl keeps
+a second copy of the password, in an annotation. The operator gives the right to experiments of later jobs. Standard
 library only, so that this runs beside any MLflow.
 """
 

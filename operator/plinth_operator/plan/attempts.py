@@ -11,6 +11,8 @@ from plinth_operator.status.reasons import REASONS, Retry, retry_of
 
 SUCCEEDED = "Succeeded"
 SUSPENDED = "Suspended"
+PREEMPTED = "Preempted"
+SPEC_CHANGED = "SpecChanged"
 
 MAX_REMEMBERED = 100
 """Older attempts leave the status: it must stay far below the size that the API server takes."""
@@ -30,15 +32,23 @@ def known_attempts(remembered: Sequence[Attempt], ray_jobs: Sequence[RayJobFacts
     attempts = list(remembered)
     for ray_job in ray_jobs:
         ours = [attempt for attempt in attempts if attempt.ray_job == ray_job.name]
-        started = ray_job.started_at if queued else ray_job.created_at
+        started = _started_at(ray_job) if queued else ray_job.created_at
         if not ours and ray_job.attempt > (attempts[-1].number if attempts else 0):
             attempts.append(Attempt(number=ray_job.attempt, ray_job=ray_job.name, started_at=started))
-        elif ours and ours[-1] is attempts[-1] and queued and started is not None and not _is_held(ray_job):
+        elif ours and ours[-1] is attempts[-1] and queued and started is not None:
             if ours[-1].started_at is None:
                 attempts[-1] = ours[-1].model_copy(update={"started_at": started})
             elif ours[-1].finished_at is not None and started > ours[-1].started_at and not is_over(ray_job):
                 attempts.append(Attempt(number=ours[-1].number + 1, ray_job=ray_job.name, started_at=started))
     return attempts
+
+
+def _started_at(ray_job: RayJobFacts) -> datetime | None:
+    """When Kueue last let a RayJob start, None while it does not.
+
+    KubeRay notes a start for a RayJob that is created held, and keeps it until it initializes the RayJob anew.
+    """
+    return None if _is_held(ray_job) or ray_job.deployment_status == "" else ray_job.started_at
 
 
 def is_over(ray_job: RayJobFacts) -> bool:
@@ -47,9 +57,15 @@ def is_over(ray_job: RayJobFacts) -> bool:
 
 
 def is_waiting_in_queue(attempt: Attempt, ray_jobs: Sequence[RayJobFacts]) -> bool:
-    """Whether the RayJob of an attempt that Kueue has ended waits to be started again."""
-    return attempt.finished_at is not None and any(
-        ray_job.name == attempt.ray_job and _is_held(ray_job) and not is_over(ray_job) and not ray_job.deleting
+    """Whether Kueue, which has ended an attempt, will start its RayJob again, or is about to.
+
+    KubeRay takes a RayJob that is resumed back to a deployment status of nothing before it initializes it anew.
+    """
+    return attempt.outcome == PREEMPTED and any(
+        ray_job.name == attempt.ray_job
+        and (_is_held(ray_job) or ray_job.deployment_status == "")
+        and not is_over(ray_job)
+        and not ray_job.deleting
         for ray_job in ray_jobs
     )
 
@@ -66,8 +82,11 @@ def _is_held(ray_job: RayJobFacts) -> bool:
 def finished(
     attempt: Attempt, outcome: str, at: datetime, run: RunFacts | None, checkpoint: CheckpointStatus | None
 ) -> Attempt:
-    """The attempt with its end: what it reached, and what of that no checkpoint holds."""
-    last = run.step if run else None
+    """The attempt with its end: what it reached, and what of that no checkpoint holds.
+
+    The steps of a run are those of all attempts, so they say nothing of one that never ran.
+    """
+    last = run.step if run and outcome != SPEC_CHANGED else None
     saved = checkpoint.step if checkpoint else 0
     lost = max(0, last - saved) if last is not None and outcome not in (SUCCEEDED, SUSPENDED) else 0
     return attempt.model_copy(
@@ -78,6 +97,18 @@ def finished(
             "lost_steps": lost if last is not None else None,
         }
     )
+
+
+def with_start(attempts: Sequence[Attempt], from_step: int, last_step: int | None) -> list[Attempt]:
+    """The attempts where the last one has begun to train: with that, it is known what the one before it lost.
+
+    Pods that are asked to end save once more, after the end of their attempt was told.
+    """
+    *earlier, live = attempts
+    if earlier and earlier[-1].last_step is not None:
+        last = max(earlier[-1].last_step, from_step)
+        earlier[-1] = earlier[-1].model_copy(update={"last_step": last, "lost_steps": last - from_step})
+    return [*earlier, live.model_copy(update={"from_step": from_step, "last_step": last_step})]
 
 
 @dataclass(frozen=True, slots=True)

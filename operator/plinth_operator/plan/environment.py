@@ -32,8 +32,11 @@ _CACHES = {
 
 def environment(resource: Resource, settings: Settings) -> list[dict[str, Any]]:
     """The variables of a Ray container; the user's win over ours."""
+    is_service = isinstance(resource, ModelService)
     # A service has no preStop hook, so that Ray has the time that the hook would have had.
-    drain_seconds = settings.drain_seconds if isinstance(resource, ModelService) else _RAY_DRAIN_SECONDS
+    drain_seconds = settings.drain_seconds if is_service else _RAY_DRAIN_SECONDS
+    # KubeRay stops the program of a RayJob that is deleted, and Ray kills what has not saved after 3 s.
+    stopping = {} if is_service else {"RAY_JOB_STOP_WAIT_TIME_S": str(settings.drain_seconds)}
     ours = {
         **{name: f"{CACHE_DIR}/{folder}" for name, folder in _CACHES.items()},
         **({"MLFLOW_TRACKING_URI": settings.tracking_uri} if settings.tracking_uri else {}),
@@ -41,16 +44,24 @@ def environment(resource: Resource, settings: Settings) -> list[dict[str, Any]]:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_seconds),
+        **stopping,
     }
     variables: dict[str, dict[str, Any]] = {name: {"name": name, "value": value} for name, value in ours.items()}
     variables |= {variable.name: _variable(variable) for variable in resource.spec.compute.env or ()}
     return list(variables.values())
 
 
-def secret_sources(resource: Resource) -> list[dict[str, Any]]:
-    """The Secrets whose keys become variables, each named once."""
+def secret_sources(resource: Resource, settings: Settings) -> list[dict[str, Any]]:
+    """The Secrets whose keys become variables, each named once.
+
+    The one that only the settings name is optional: an MLflow without passwords needs none.
+    """
     names = dict.fromkeys(ref.name for ref in _secret_refs(resource) if ref)
-    return [{"secretRef": {"name": name}} for name in names]
+    sources: list[dict[str, Any]] = [{"secretRef": {"name": name}} for name in names]
+    own = not isinstance(resource, ModelService) and resource.spec.tracking.secret_ref is not None
+    if settings.tracking_secret and not own and settings.tracking_secret not in names:
+        sources.append({"secretRef": {"name": settings.tracking_secret, "optional": True}})
+    return sources
 
 
 def _variable(variable: EnvVar) -> dict[str, Any]:

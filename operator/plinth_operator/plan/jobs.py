@@ -1,7 +1,7 @@
 """What to do about a PretrainJob or FineTuneJob: from the resource and what is observed to writes and a status."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from plinth_api.errors import InvalidSpec, Problem
@@ -11,29 +11,29 @@ from plinth_api.parse import Job, Resource, parse_resource, readable_part
 from plinth_api.resolve import referenced_aliases, resolve_train_run
 from plinth_api.run_tags import FAILURE_MESSAGE, FAILURE_REASON, GATE, PHASE, START_STEP
 from plinth_api.status import Attempt, JobPhase, JobStatus
-from plinth_operator.facts import Manifest, ObjectFacts, Observed, PodFacts, RayClusterFacts, RayJobFacts, RunFacts
+from plinth_operator.facts import Manifest, ObjectFacts, Observed, RayJobFacts
 from plinth_operator.plan.acceptance import invalid_spec_cause, refused_plan, spec_problems
 from plinth_operator.plan.access import build_network_policy
 from plinth_operator.plan.attempts import (
     MAX_REMEMBERED,
-    SUCCEEDED,
-    SUSPENDED,
+    SPEC_CHANGED,
     finished,
     is_over,
-    is_preempted_by_queue,
     is_waiting_in_queue,
     known_attempts,
     next_step,
+    with_start,
 )
 from plinth_operator.plan.children import job_children
 from plinth_operator.plan.drift import changed_children
+from plinth_operator.plan.endings import End, end_of
 from plinth_operator.plan.existence import missing_cause
+from plinth_operator.plan.look import Look
 from plinth_operator.plan.plan import Plan, RunRequest
-from plinth_operator.plan.rayjob import attempt_spec_hash
 from plinth_operator.plan.refusals import steady_cause
 from plinth_operator.plan.run_config import build_run_config, resolve_settings_for, run_config_name
 from plinth_operator.settings import Settings
-from plinth_operator.status.causes import failure_cause, lost_head_cause, suspended_cause, waiting_cause
+from plinth_operator.status.causes import failure_cause, suspended_cause, waiting_cause
 from plinth_operator.status.jobs import Verdict, build_job_status, seconds_held
 from plinth_operator.status.progress import checkpoint_from_run
 from plinth_operator.status.reasons import Cause
@@ -43,24 +43,6 @@ _TERMINAL_RUN = ("FINISHED", "FAILED", "KILLED")
 
 _UNTOLD = timedelta(seconds=60)
 """So long may a new job wait for MLflow, in a queue of a thousand of its like, before a status says so."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Look:
-    """One look at a job: everything that the steps below decide from."""
-
-    job: Job
-    old: JobStatus
-    seen: Observed
-    settings: Settings
-    now: datetime
-    age: timedelta
-    refusal: Cause | None = None
-    unreadable: InvalidSpec | None = None
-
-    @property
-    def queued(self) -> bool:
-        return bool(self.job.spec.compute.queue_name or self.settings.queue_name)
 
 
 def plan_job(
@@ -86,7 +68,7 @@ def plan_job(
             return refused_plan(document, old, seen, error, now)
     assert not isinstance(job, ModelService)
     created = datetime.fromisoformat(document["metadata"].get("creationTimestamp") or "0001-01-01T00:00:00Z")
-    look = _Look(job, old, seen, settings, now, now - created, refusal, unreadable)
+    look = Look(job, old, seen, settings, now, now - created, refusal, unreadable)
     if old.phase in ("Succeeded", "Failed") and old.attempts:
         return _plan_after_end(look)
     if not has_begun and (problems := spec_problems(job, seen.claims, settings)):
@@ -94,134 +76,94 @@ def plan_job(
     return _plan_attempts(look)
 
 
-def _plan_attempts(look: _Look) -> Plan:
-    job, seen = look.job, look.seen
+def _plan_attempts(look: Look) -> Plan:
+    seen = look.seen
     attempts = known_attempts(look.old.attempts, seen.ray_jobs, queued=look.queued)
-    deletions: tuple[ObjectFacts, ...] = ()
-    failure: Cause | None = None
-    if attempts and attempts[-1].finished_at is None:
-        live = attempts[-1]
-        ended = _end_of(look, live, attempts)
-        if ended is None:
-            return _running(look, attempts)
-        if ended.wait_for_record:
-            waiting = Verdict("Evaluating", ended.cause)
-            return replace(_report(look, waiting, attempts), want_read=True, requeue_seconds=2.0)
-        failure = ended.cause
-        deletions = tuple(ended.deletions)
-        checkpoint = checkpoint_from_run(seen.run) if seen.run else None
-        attempts[-1] = finished(live, ended.outcome, ended.at, seen.run, checkpoint or look.old.checkpoint)
-    if attempts and is_waiting_in_queue(attempts[-1], seen.ray_jobs):
-        return _waiting_in_queue(look, attempts)
+    if not attempts or attempts[-1].finished_at is not None:
+        return _plan_next(look, attempts)
+    live = attempts[-1]
+    ended = end_of(look, live, attempts)
+    if ended is None:
+        return _running(look, attempts)
+    if ended.wait_for_record:
+        waiting = Verdict("Evaluating", ended.cause)
+        return replace(_report(look, waiting, attempts), want_read=True, requeue_seconds=2.0)
+    checkpoint = (checkpoint_from_run(seen.run) if seen.run else None) or look.old.checkpoint
+    attempts[-1] = finished(live, ended.outcome, ended.at, look.run_of(live), checkpoint)
+    plan = _plan_next(look, attempts, ended)
+    deletions = tuple(ended.deletions) or plan.deletions
+    return replace(plan, deletions=deletions, look_again=tuple(ended.look_again), look_at_pods=ended.look_at_pods)
+
+
+def _plan_next(look: Look, attempts: list[Attempt], ended: End | None = None) -> Plan:
+    """What follows the last attempt; `ended` says how it has ended, where the status does not know that yet."""
+    job, last = look.job, attempts[-1] if attempts else None
+    held = look.ray_job_of(last) if last and is_waiting_in_queue(last, look.seen.ray_jobs) else None
+    if held is not None and not look.has_drifted(held):
+        return _waiting_in_queue(look, held, attempts)
     following = next_step(attempts, job.spec.restart.max_restarts, look.now)
     if following.step == "succeed":
-        return _conclude(look, Verdict("Succeeded", None), attempts, deletions)
-    if following.step == "fail" or (attempts and attempts[-1].outcome == "DeadlineExceeded"):
-        cause = failure or _remembered_cause(look, attempts[-1])
-        return _conclude(look, Verdict("Failed", cause), attempts, deletions)
+        return _conclude(look, Verdict("Succeeded", None), attempts)
+    if following.step == "fail" or (last and last.outcome == "DeadlineExceeded"):
+        assert last is not None
+        return _conclude(look, Verdict("Failed", _cause_of(look, last, ended)), attempts)
+    left = _left_of(look, last)
     if job.spec.suspend:
-        return replace(_report(look, Verdict("Suspended", None), attempts), deletions=deletions)
+        return replace(_report(look, Verdict("Suspended", None), attempts), deletions=left)
     if following.step == "wait":
+        assert last is not None
         assert following.at is not None
-        cause = failure or _remembered_cause(look, attempts[-1])
-        text = f"{cause.message}; attempt {attempts[-1].number + 1} starts at {following.at:%H:%M:%S} UTC"
-        waiting = Verdict("Pending", Cause(cause.reason, text))
+        cause = _cause_of(look, last, ended)
+        text = f"{cause.message}; attempt {last.number + 1} starts at {following.at:%H:%M:%S} UTC"
         wait = (following.at - look.now).total_seconds() + 0.5
-        return replace(_report(look, waiting, attempts), deletions=deletions, requeue_seconds=wait)
+        return replace(_report(look, Verdict("Pending", Cause(cause.reason, text)), attempts), requeue_seconds=wait)
+    if ended is not None:
+        # In the status first: beside the RayJob of the next attempt, one that has no end there would count as running.
+        return replace(_report(look, Verdict("Pending", ended.cause), attempts), requeue_seconds=0.0)
     plan = _start(look, attempts)
-    return replace(plan, deletions=(*deletions, *plan.deletions))
+    return replace(plan, deletions=(*left, *plan.deletions))
 
 
-@dataclass(frozen=True, slots=True)
-class _End:
-    """How a live attempt has ended, or must be ended."""
-
-    outcome: str
-    at: datetime
-    cause: Cause | None = None
-    deletions: Sequence[ObjectFacts] = ()
-    wait_for_record: bool = False
+def _left_of(look: Look, last: Attempt | None) -> tuple[RayJobFacts, ...]:
+    """The RayJob of an attempt that is over, where it would go on beside the next one."""
+    ray_job = look.ray_job_of(last) if last is not None else None
+    if last is None or ray_job is None or ray_job.deleting:
+        return ()
+    return (ray_job,) if last.outcome == SPEC_CHANGED or not is_over(ray_job) else ()
 
 
-def _end_of(look: _Look, live: Attempt, attempts: Sequence[Attempt]) -> _End | None:
-    job, seen, now = look.job, look.seen, look.now
-    ray_job = _ray_job_of(live, seen)
-    if job.spec.suspend and (ray_job is None or ray_job.deleting):
-        return _End(SUSPENDED, now)
-    if ray_job is None or ray_job.deleting:
-        message = f"the RayJob {live.ray_job} was deleted while it ran; the next attempt goes on from its checkpoint"
-        return _End("RayJobDeleted", now, Cause("RayJobDeleted", message))
-    pods, clusters = _of_attempt(ray_job, seen)
-    if is_over(ray_job):
-        return _end_of_ray_job(look, ray_job, pods, clusters)
-    if job.spec.suspend:
-        return _End(SUSPENDED, now, deletions=[ray_job])
-    limit = job.spec.active_deadline_seconds
-    if limit is not None and seconds_held(attempts, now) > limit:
-        message = f"activeDeadlineSeconds: all attempts together have taken {limit} s; raise it and apply again"
-        return _End("DeadlineExceeded", now, Cause("DeadlineExceeded", message), [ray_job])
-    if look.queued and is_preempted_by_queue(live, ray_job):
-        cause = waiting_cause(pods, clusters, seen.workloads) or Cause(
-            "WaitingForQuota", "Kueue took the machines back"
-        )
-        return _End("Preempted", now, cause)
-    lost = lost_head_cause(ray_job, pods)
-    return _End(lost.reason, now, lost, [ray_job]) if lost else None
+def _cause_of(look: Look, last: Attempt, ended: End | None) -> Cause:
+    return (ended.cause if ended is not None else None) or _remembered_cause(look, last)
 
 
-def _end_of_ray_job(
-    look: _Look, ray_job: RayJobFacts, pods: Sequence[PodFacts], clusters: Sequence[RayClusterFacts]
-) -> _End:
-    seen, at = look.seen, ray_job.ended_at or look.now
-    succeeded = ray_job.deployment_status == "Complete" and ray_job.job_status == "SUCCEEDED"
-    if not succeeded:
-        cause = failure_cause(ray_job, pods, clusters, seen.run)
-        return _End(cause.reason, at, cause)
-    record = seen.run
-    if record is None or record.status == "RUNNING" or _is_stale(record, ray_job):
-        missing = Cause("TrackingUnavailable", seen.tracking_error) if seen.tracking_error else None
-        return _End(SUCCEEDED, at, missing, wait_for_record=True)
-    if record.tags.get(GATE) == "Failed":
-        message = record.tags.get(FAILURE_MESSAGE) or "the model does not meet evaluation.gate; its alias has not moved"
-        return _End("GateFailed", at, Cause("GateFailed", message))
-    return _End(SUCCEEDED, at)
-
-
-def _waiting_in_queue(look: _Look, attempts: list[Attempt]) -> Plan:
+def _waiting_in_queue(look: Look, ray_job: RayJobFacts, attempts: list[Attempt]) -> Plan:
     """Kueue has stopped the RayJob of the last attempt, and will start the same one again."""
-    ray_job = _ray_job_of(attempts[-1], look.seen)
-    assert ray_job is not None
     if look.job.spec.suspend:
         return replace(_report(look, Verdict("Suspended", None), attempts), deletions=(ray_job,))
     cause = waiting_cause((), (), look.seen.workloads) or Cause("WaitingForQuota", "Kueue took the machines back")
     return _kept(look, ray_job, _report(look, Verdict("Queued", cause), attempts))
 
 
-def _is_stale(record: RunFacts, ray_job: RayJobFacts) -> bool:
-    """Whether MLflow may have more to say of the end than was read of it."""
-    return record.read_at is None or (ray_job.ended_at is not None and record.read_at < ray_job.ended_at)
-
-
-def _running(look: _Look, attempts: list[Attempt]) -> Plan:
+def _running(look: Look, attempts: list[Attempt]) -> Plan:
     live = attempts[-1]
-    ray_job = _ray_job_of(live, look.seen)
+    ray_job = look.ray_job_of(live)
     assert ray_job is not None
-    pods, clusters = _of_attempt(ray_job, look.seen)
+    pods, clusters = look.around(ray_job)
     cause: Cause | None = waiting_cause(pods, clusters, look.seen.workloads)
-    run = look.seen.run
+    run = look.run_of(live)
     started = run.tags.get(START_STEP, "") if run else ""
     if started.isdigit():
-        attempts[-1] = live.model_copy(update={"from_step": int(started), "last_step": run.step if run else None})
+        attempts[:] = with_start(attempts, int(started), run.step if run else None)
     if look.queued and (ray_job.suspended or ray_job.deployment_status == "Suspended"):
         verdict = Verdict("Queued", cause or Cause("WaitingForQuota", "Kueue has not admitted the job yet"))
     elif ray_job.deployment_status == "Running" and ray_job.job_status not in ("", "PENDING"):
         told = run.tags.get(PHASE, "") if run else ""
         stepping = run is not None and run.step is not None
         phase: JobPhase = "Training" if stepping or told == "training" else "Starting"
-        verdict = Verdict("Evaluating" if told == "evaluating" else phase, cause)
+        verdict = Verdict("Evaluating" if told == "evaluating" else phase, look.lost_pod_cause(pods) or cause)
     else:
         verdict = Verdict("Starting", cause or suspended_cause(ray_job))
-    drifted = live.number if _has_drifted(look, ray_job) else None
+    drifted = live.number if look.has_drifted(ray_job) else None
     plan = _kept(look, ray_job, _report(look, replace(verdict, drifted_attempt=drifted), attempts))
     limit = look.job.spec.active_deadline_seconds
     if limit is None:
@@ -229,11 +171,7 @@ def _running(look: _Look, attempts: list[Attempt]) -> Plan:
     return replace(plan, requeue_seconds=max(1.0, limit - seconds_held(attempts, look.now) + 1))
 
 
-def _has_drifted(look: _Look, ray_job: RayJobFacts) -> bool:
-    return ray_job.spec_hash not in ("", attempt_spec_hash(look.job))
-
-
-def _kept(look: _Look, ray_job: RayJobFacts, plan: Plan) -> Plan:
+def _kept(look: Look, ray_job: RayJobFacts, plan: Plan) -> Plan:
     """The plan, and what an attempt needs beside its RayJob, where somebody has deleted or edited it.
 
     A pod that is made anew mounts the ConfigMap. One of another spec would be a lie about what the attempt ran.
@@ -243,7 +181,7 @@ def _kept(look: _Look, ray_job: RayJobFacts, plan: Plan) -> Plan:
     changed, _ = changed_children(policies, seen.children)
     name = run_config_name(job, ray_job.attempt)
     there = any((known.kind, known.name) == ("ConfigMap", name) for known in seen.children)
-    if there or _has_drifted(look, ray_job) or _problems_now(look):
+    if there or look.is_rendered_otherwise(ray_job) or _problems_now(look):
         return replace(plan, children=changed)
     prefix = resolve_settings_for(job, settings, None).registry_prefix
     missing = tuple(uri for uri in referenced_aliases(job, prefix) if not seen.versions.get(uri))
@@ -254,7 +192,7 @@ def _kept(look: _Look, ray_job: RayJobFacts, plan: Plan) -> Plan:
     return replace(plan, children=(build_run_config(run, job, ray_job.attempt), *changed))
 
 
-def _start(look: _Look, attempts: list[Attempt]) -> Plan:
+def _start(look: Look, attempts: list[Attempt]) -> Plan:
     """The next attempt, unless something that it needs does not exist yet."""
     job, seen, settings = look.job, look.seen, look.settings
     if attempts and (problems := _problems_now(look)):
@@ -283,14 +221,14 @@ def _start(look: _Look, attempts: list[Attempt]) -> Plan:
     return replace(_report(look, _start_verdict(look, attempts), attempts), children=children, deletions=stale)
 
 
-def _problems_now(look: _Look) -> tuple[Problem, ...]:
+def _problems_now(look: Look) -> tuple[Problem, ...]:
     """What speaks against another attempt: the spec of a suspended job may have changed, and the operator too."""
     if look.unreadable is not None:
         return look.unreadable.problems
     return spec_problems(look.job, look.seen.claims, look.settings)
 
 
-def _start_verdict(look: _Look, attempts: Sequence[Attempt]) -> Verdict:
+def _start_verdict(look: Look, attempts: Sequence[Attempt]) -> Verdict:
     if look.refusal is None:
         return Verdict("Starting", None)
     cause = steady_cause(look.refusal, look.old, look.job.metadata.generation)
@@ -299,7 +237,7 @@ def _start_verdict(look: _Look, attempts: Sequence[Attempt]) -> Verdict:
     return Verdict("Failed" if is_invalid and not attempts else "Pending", cause, accepted=not is_invalid)
 
 
-def _held_back(look: _Look, aliases: Sequence[str]) -> Cause | None:
+def _held_back(look: Look, aliases: Sequence[str]) -> Cause | None:
     seen = look.seen
     missing = missing_cause(look.job, seen, aliases, seen.versions, look.settings)
     if missing is None and seen.tracking_error and seen.run is None and look.old.tracking is None:
@@ -312,20 +250,20 @@ def _run_request(job: Job, settings: Settings) -> RunRequest:
     return RunRequest(document.tracking.experiment, document.tracking.run_name, dict(document.tracking.tags))
 
 
-def _conclude(look: _Look, verdict: Verdict, attempts: Sequence[Attempt], deletions: tuple[ObjectFacts, ...]) -> Plan:
-    plan = replace(_report(look, verdict, attempts), deletions=deletions)
+def _conclude(look: Look, verdict: Verdict, attempts: Sequence[Attempt]) -> Plan:
+    plan = _report(look, verdict, attempts)
     ttl = look.job.spec.ttl_seconds_after_finished
     return replace(plan, end_run=_wanted_end(look, verdict.phase), requeue_seconds=float(ttl) if ttl else None)
 
 
-def _wanted_end(look: _Look, phase: str) -> str:
+def _wanted_end(look: Look, phase: str) -> str:
     run = look.seen.run
     if run is None or run.status in _TERMINAL_RUN:
         return ""
     return "FINISHED" if phase == "Succeeded" or run.tags.get(GATE) == "Failed" else "FAILED"
 
 
-def _plan_after_end(look: _Look) -> Plan:
+def _plan_after_end(look: Look) -> Plan:
     """A job that is over stays as it is, whatever becomes of its children; in the end they are deleted."""
     assert look.old.phase is not None
     status = look.old.to_wire()
@@ -341,7 +279,7 @@ def _plan_after_end(look: _Look) -> Plan:
     return replace(plan, deletions=tuple(child for child in children if not child.deleting))
 
 
-def _report(look: _Look, verdict: Verdict, attempts: Sequence[Attempt]) -> Plan:
+def _report(look: Look, verdict: Verdict, attempts: Sequence[Attempt]) -> Plan:
     compute = look.job.spec.compute
     if look.unreadable is not None and verdict.cause is None and verdict.phase in _RUNNING:
         verdict = replace(verdict, cause=invalid_spec_cause(look.unreadable), accepted=False)
@@ -358,26 +296,15 @@ def _report(look: _Look, verdict: Verdict, attempts: Sequence[Attempt]) -> Plan:
     return Plan(status=status)
 
 
-def _remembered_cause(look: _Look, last: Attempt) -> Cause:
+def _remembered_cause(look: Look, last: Attempt) -> Cause:
     """Why the last attempt ended: from its RayJob while there is one, else from the status."""
     outcome = last.outcome or "UserCodeError"
     if look.old.reason == outcome and look.old.message:
         return Cause(outcome, look.old.message.split("; attempt ")[0])
-    ray_job = _ray_job_of(last, look.seen)
+    ray_job = look.ray_job_of(last)
     if ray_job is not None and is_over(ray_job):
-        return failure_cause(ray_job, *_of_attempt(ray_job, look.seen), look.seen.run)
+        return failure_cause(ray_job, *look.around(ray_job), look.seen.run)
     told = look.seen.run.tags if look.seen.run else {}
     if told.get(FAILURE_REASON) == outcome:
         return Cause(outcome, told.get(FAILURE_MESSAGE, ""))
     return Cause(outcome, f"attempt {last.number} ended: {outcome}")
-
-
-def _ray_job_of(attempt: Attempt, seen: Observed) -> RayJobFacts | None:
-    return next((facts for facts in seen.ray_jobs if facts.name == attempt.ray_job), None)
-
-
-def _of_attempt(ray_job: RayJobFacts, seen: Observed) -> tuple[tuple[PodFacts, ...], tuple[RayClusterFacts, ...]]:
-    """The pods and clusters of one attempt: those of an earlier one may still be there."""
-    pods = tuple(pod for pod in seen.pods if pod.ray_cluster == ray_job.ray_cluster or pod.role == "submitter")
-    clusters = tuple(cluster for cluster in seen.ray_clusters if cluster.name == ray_job.ray_cluster)
-    return pods, clusters

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from plinth_operator.facts import Manifest, ObjectFacts
+from plinth_operator.facts import Manifest, ObjectFacts, RayJobFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,9 @@ class Plan:
     Attributes:
         status: The status in wire form.
         children: Manifests to create or apply, in this order.
-        deletions: Children to delete, before anything is applied.
+        deletions: Children to delete, before anything is applied; RayJobs only if they are still as they were seen.
+        look_again: RayJobs that must still be as they were seen for the status to be told.
+        look_at_pods: Whether the pods of all these RayJobs must be, too.
         want_run: The MLflow run that is needed to go on.
         want_versions: Alias URIs whose versions are needed to go on.
         want_read: Whether MLflow's newest word on the run is needed to go on.
@@ -33,6 +35,8 @@ class Plan:
     status: dict[str, Any]
     children: tuple[Manifest, ...] = ()
     deletions: tuple[ObjectFacts, ...] = ()
+    look_again: tuple[RayJobFacts, ...] = ()
+    look_at_pods: bool = False
     want_run: RunRequest | None = None
     want_versions: tuple[str, ...] = ()
     want_read: bool = False

@@ -25,9 +25,6 @@ from plinth_operator.settings import Settings
 CONTAINER = "ray"
 """Of heads and workers alike, so that a podTemplate reaches both by one name."""
 
-_FS_GROUP = 1000
-"""A fresh volume belongs to root; this group may write to it, and the user of the image is in it."""
-
 _PRODUCT_LABEL = "nvidia.com/gpu.product"
 _NODE_LABEL = "kubernetes.io/hostname"
 
@@ -52,7 +49,7 @@ def build_pod_template(resource: Resource, role: Role, *, settings: Settings, at
         "spec": {
             **_placement(resource, role),
             **_identity(resource, role),
-            "securityContext": pod_security_context(),
+            "securityContext": pod_security_context(settings),
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": settings.drain_seconds + SHUTDOWN_SECONDS,
             "containers": [
@@ -60,7 +57,7 @@ def build_pod_template(resource: Resource, role: Role, *, settings: Settings, at
                     "name": CONTAINER,
                     "image": resource.spec.compute.image or settings.workload_image,
                     "env": environment(resource, settings),
-                    **_secrets(resource),
+                    **_secrets(resource, settings),
                     "resources": resources,
                     "securityContext": {**container_security_context(), "readOnlyRootFilesystem": True},
                     "volumeMounts": volumes.mounts,
@@ -83,7 +80,7 @@ def build_submitter_template(job: Job, *, settings: Settings, attempt: int) -> M
         "spec": {
             **_common_placement(job),
             **_identity(job, "worker"),
-            "securityContext": pod_security_context(),
+            "securityContext": pod_security_context(settings),
             "restartPolicy": "Never",
             "containers": [
                 {
@@ -110,14 +107,14 @@ def worker_resources(resource: Resource) -> Resources:
     return resource.spec.compute.per_worker
 
 
-def pod_security_context() -> dict[str, Any]:
-    """What the restricted standard asks of a pod."""
-    return {
-        "runAsNonRoot": True,
-        "fsGroup": _FS_GROUP,
-        "fsGroupChangePolicy": "OnRootMismatch",
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
+def pod_security_context(settings: Settings) -> dict[str, Any]:
+    """What the restricted standard asks of a pod, and the group of its volumes.
+
+    A fresh volume belongs to root: `settings.fs_group` may write to it, and the user of the image is in it. Where there
+    is none, the cluster gives pods a group of its own, and refuses others.
+    """
+    group = {"fsGroup": settings.fs_group, "fsGroupChangePolicy": "OnRootMismatch"} if settings.fs_group > 0 else {}
+    return {"runAsNonRoot": True, **group, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
 def container_security_context() -> dict[str, Any]:
@@ -182,9 +179,9 @@ def _identity(resource: Resource, role: Role) -> dict[str, Any]:
     return identity
 
 
-def _secrets(resource: Resource) -> dict[str, Any]:
+def _secrets(resource: Resource, settings: Settings) -> dict[str, Any]:
     """No empty list: the API server leaves those out, and a manifest should read back as it was written."""
-    sources = secret_sources(resource)
+    sources = secret_sources(resource, settings)
     return {"envFrom": sources} if sources else {}
 
 

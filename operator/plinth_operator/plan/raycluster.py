@@ -4,13 +4,12 @@ Only fields that KubeRay 1.6 knows: server-side apply refuses others.
 """
 
 import json
-import math
 from typing import Any
 
 from plinth_api.errors import InvalidSpec, Problem
 from plinth_api.model_service import ModelService
 from plinth_api.parse import Resource
-from plinth_api.quantity import parse_quantity
+from plinth_api.quantity import parse_quantity, whole_cpus
 from plinth_operator.facts import Manifest
 from plinth_operator.plan.pod import build_pod_template, container_security_context, worker_resources
 from plinth_operator.settings import Settings
@@ -90,7 +89,7 @@ def _group_size(resource: Resource) -> dict[str, int]:
 
 
 def _worker_start_params(resource: Resource) -> dict[str, str]:
-    """What a worker offers to Ray, which counts whole CPUs and would offer those of the node without a number."""
+    """What a worker offers to Ray, which would take the CPUs of the whole node without a number."""
     wanted = worker_resources(resource)
-    params = {"num-cpus": str(max(1, math.ceil(parse_quantity(wanted.cpus))))}
+    params = {"num-cpus": str(whole_cpus(parse_quantity(wanted.cpus)))}
     return {**params, "num-gpus": str(wanted.gpus)} if wanted.gpus else params

@@ -8,7 +8,7 @@ from typing import Any
 from plinth_api.job import MUTABLE_FIELDS
 from plinth_api.parse import Job
 from plinth_api.run import TrainRun
-from plinth_operator.constants import QUEUE_LABEL, QUEUE_PRIORITY_LABEL, SPEC_HASH_ANNOTATION
+from plinth_operator.constants import GENERATION_ANNOTATION, QUEUE_LABEL, QUEUE_PRIORITY_LABEL, SPEC_HASH_ANNOTATION
 from plinth_operator.facts import Manifest
 from plinth_operator.plan.metadata import child_metadata, child_name, content_hash, sealed
 from plinth_operator.plan.paths import RUN_PATH
@@ -44,6 +44,7 @@ def build_rayjob(job: Job, run: TrainRun, *, attempt: int, settings: Settings) -
     assert run.uid == job.metadata.uid
     metadata = child_metadata(job, rayjob_name(job, attempt), attempt)
     metadata["annotations"][SPEC_HASH_ANNOTATION] = attempt_spec_hash(job)
+    metadata["annotations"][GENERATION_ANNOTATION] = str(job.metadata.generation or 1)
     # A head that KubeRay made anew would know nothing of the job; the operator ends the attempt instead.
     metadata["annotations"]["ray.io/disable-provisioned-head-restart"] = "true"
     queue = _queue_labels(job, settings)

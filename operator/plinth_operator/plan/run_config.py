@@ -30,6 +30,7 @@ def resolve_settings_for(resource: Resource, settings: Settings, run_id: str | N
         checkpoint_root=_default_checkpoint_root(settings),
         work_dir=_work_dir(resource, settings, uid),
         tracking_uri=settings.tracking_uri,
+        tracking_secret=settings.tracking_secret,
         registry_prefix=f"{namespace}.",
         run_id=run_id,
         tags={

@@ -50,7 +50,11 @@ def waiting_cause(
 
 
 def failure_cause(
-    ray_job: RayJobFacts, pods: Iterable[PodFacts], clusters: Iterable[RayClusterFacts], run: RunFacts | None
+    ray_job: RayJobFacts,
+    pods: Iterable[PodFacts],
+    clusters: Iterable[RayClusterFacts],
+    run: RunFacts | None,
+    lost: Cause | None = None,
 ) -> Cause:
     """Why a RayJob that is over did not succeed.
 
@@ -59,6 +63,7 @@ def failure_cause(
         pods: Those that are still known; others than the attempt's are passed over.
         clusters: As the pods.
         run: The MLflow run; its tags are believed only while it is FAILED, as those of an earlier attempt stay.
+        lost: What was done to a pod that may be known no more.
     """
     own_pods = _pods_of(ray_job, pods)
     if "ValidationFailed" in (ray_job.deployment_status, ray_job.reason):
@@ -80,7 +85,7 @@ def failure_cause(
         return known
     if known is not None and known.reason == "ContainerCrashed":
         known = crashed_pod_cause(own_pods) or known
-    return ended_pod_cause(own_pods) or known or own or _kuberay_cause(ray_job, own_pods)
+    return ended_pod_cause(own_pods) or lost or known or own or _kuberay_cause(ray_job, own_pods)
 
 
 def lost_head_cause(ray_job: RayJobFacts, pods: Iterable[PodFacts]) -> Cause | None:
@@ -102,6 +107,18 @@ def lost_head_cause(ray_job: RayJobFacts, pods: Iterable[PodFacts]) -> Cause | N
     crash = crashed_pod_cause(heads)
     what = crash.message if crash is not None else f"{where} {'is being deleted' if heads else 'is gone'}"
     return Cause("HeadLost", f"{what}; the Ray job of {ray_job.name} ended with it")
+
+
+def stopped_cause(ray_job: RayJobFacts, lost: Cause | None) -> Cause:
+    """Why the workers of a job have saved and stopped before the last step: they do when one of its pods must go.
+
+    Args:
+        ray_job: The attempt's.
+        lost: What was done to one of its pods, where that is known.
+    """
+    todo = "the next attempt goes on from what they saved; see kubectl get events"
+    what = f"the workers of RayJob {ray_job.name} were told to save and stop, as they are when a pod is deleted"
+    return lost or Cause("RayJobStopped", f"{what}; {todo} -n {ray_job.namespace}")
 
 
 def suspended_cause(ray_job: RayJobFacts) -> Cause | None:

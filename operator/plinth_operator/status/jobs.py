@@ -59,7 +59,6 @@ def build_job_status(
         page: MLflow's address for browsers.
         now: The time.
     """
-    started = attempts[-1].started_at if attempts else None
     cause = verdict.cause
     status = JobStatus(
         observed_generation=generation,
@@ -67,7 +66,7 @@ def build_job_status(
         reason=cause.reason if cause else "",
         message=cause.message[:MOST_CHARACTERS] if cause else "",
         conditions=_conditions(old, verdict, generation, attempts, run, now),
-        progress=(progress_from_run(run, now=now, started_at=started) if run else None) or old.progress,
+        progress=(progress_from_run(run, now=now) if run else None) or old.progress,
         checkpoint=(checkpoint_from_run(run) if run else None) or old.checkpoint,
         attempts=tuple(attempts),
         evaluation=(evaluation_from_run(run) if run else None) or old.evaluation,
@@ -121,7 +120,10 @@ def _conditions(
     if not verdict.accepted:
         facts.append(("Accepted", False, reason, message))
     elif verdict.drifted_attempt is not None:
-        drift = f"the spec has changed; attempt {verdict.drifted_attempt} goes on with the one that it started from"
+        drift = (
+            f"the spec has changed; attempt {verdict.drifted_attempt} goes on with the one that it started from: "
+            "suspend and resume the job, and the next attempt has the new one"
+        )
         facts.append(("Accepted", True, "SpecChanged", drift))
     else:
         facts.append(("Accepted", True, "Accepted", "the spec can be carried out"))

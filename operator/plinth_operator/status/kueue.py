@@ -7,12 +7,13 @@ from plinth_operator.status.reading import condition, is_true, section, text
 
 def facts_from_workload(manifest: Manifest) -> WorkloadFacts:
     """What Kueue says of the RayJob that a Workload stands for."""
-    evicted = condition(manifest, "Evicted")
+    evicted = is_true(manifest, "Evicted")
     return WorkloadFacts(
         **shared_fields(manifest),
         owner_name=owner_name(manifest, "RayJob"),
-        admitted=is_true(manifest, "Admitted"),
-        evicted=text(evicted, "reason") if is_true(manifest, "Evicted") else "",
+        # Kueue leaves the admission of an evicted job as it is until KubeRay has stopped it.
+        admitted=is_true(manifest, "Admitted") and not evicted,
+        evicted=text(condition(manifest, "Evicted"), "reason") if evicted else "",
         inactive=section(manifest, "spec").get("active") is False,
         message=_waits_for(manifest),
     )

@@ -22,6 +22,9 @@ _PREEMPTIONS = frozenset({"PreemptionByScheduler", "PreemptionByKubeScheduler", 
 _NODE_REASONS = frozenset({"Evicted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated", "NodeAffinity"})
 _OBJECT_WORDS = re.compile(r'(secret|configmap)\b.*?"?([a-z0-9][-a-z0-9.]*)"? not found', re.IGNORECASE)
 _KEY_WORDS = re.compile(r"couldn't find key (\S+) in (Secret|ConfigMap) (?:\S+/)?([-a-z0-9.]+)", re.IGNORECASE)
+ENDS_OF_PODS = frozenset({"Preempted", "HostOutOfMemory", "NodeLost"})
+"""The reasons of `ended_pod_cause`."""
+
 _SUBMITTER = "ray-job-submitter"
 """Container of KubeRay in the head pod, in SidecarMode."""
 _MOST_CHARACTERS = 1000
@@ -74,7 +77,7 @@ def _image_cause(pod: PodFacts) -> Cause | None:
             return Cause(
                 "ImagePullFailed",
                 f"{place(pod)} cannot pull image {container.image or 'of container ' + container.name}: {words}; "
-                "check the image's name and tag, and that the service account has a pull secret for its registry",
+                "check the image's name and tag, and that spec.compute.imagePullSecrets has one for a private registry",
             )
     return None
 

@@ -16,6 +16,7 @@ from plinth_api.run_tags import (
     MODEL_VERSION,
     START_STEP,
     TOTAL_STEPS,
+    TRAINING_SINCE,
 )
 from plinth_api.status import CheckpointStatus, EvaluationStatus, ModelStatus, Progress
 from plinth_operator.facts import RunFacts
@@ -23,13 +24,12 @@ from plinth_operator.facts import RunFacts
 _MOST_METRICS = 64
 
 
-def progress_from_run(run: RunFacts, *, now: datetime, started_at: datetime | None) -> Progress | None:
+def progress_from_run(run: RunFacts, *, now: datetime) -> Progress | None:
     """How far the training is; None where the run has neither a step nor the number of all steps yet.
 
     Args:
         run: The job's run.
         now: The time, where the run does not say when it was read.
-        started_at: When the attempt that trains began; without it there is no time left to tell.
     """
     total = _whole(run.tags.get(TOTAL_STEPS))
     start = _whole(run.tags.get(START_STEP)) or 0
@@ -38,7 +38,7 @@ def progress_from_run(run: RunFacts, *, now: datetime, started_at: datetime | No
     step = run.step if run.step is not None else start
     read_at = run.read_at or now
     percent = min(100, 100 * step // total) if total else None
-    left = _seconds_left(step, start, total, (read_at - started_at).total_seconds() if started_at else 0.0)
+    left = _seconds_left(run, step, start, total)
     return Progress(
         steps=f"{step}/{total}" if total else str(step),
         percentage=f"{percent}%" if percent is not None else None,
@@ -47,8 +47,8 @@ def progress_from_run(run: RunFacts, *, now: datetime, started_at: datetime | No
         total_steps=total,
         percent=percent,
         eta_seconds=left,
-        loss=run.metrics.get("train/loss"),
-        learning_rate=run.metrics.get("train/lr"),
+        loss=_short(run, "train/loss"),
+        learning_rate=_short(run, "train/lr"),
         tokens_per_second=_count(run, "train/tokens_per_sec"),
         tokens=_count(run, "train/tokens"),
         updated_at=read_at.replace(microsecond=0),
@@ -68,7 +68,18 @@ def duration(seconds: int) -> str:
 def checkpoint_from_run(run: RunFacts) -> CheckpointStatus | None:
     """The newest complete checkpoint, None before the first."""
     step, uri = _whole(run.tags.get(CHECKPOINT_STEP)), run.tags.get(CHECKPOINT_URI)
-    return CheckpointStatus(step=step, uri=uri) if step is not None and uri else None
+    if step is None or not uri:
+        return None
+    return CheckpointStatus(step=step, uri=uri, time=run.saved_at if run.saved_step == step else None)
+
+
+def training_since(run: RunFacts) -> datetime | None:
+    """When the newest attempt's training began, None where it has not said so."""
+    try:
+        since = datetime.fromisoformat(run.tags.get(TRAINING_SINCE, ""))
+    except ValueError:
+        return None
+    return since if since.tzinfo is not None else None
 
 
 def evaluation_from_run(run: RunFacts) -> EvaluationStatus | None:
@@ -95,11 +106,21 @@ def model_from_run(run: RunFacts) -> ModelStatus | None:
     return ModelStatus(name=name, version=version, uri=f"models:/{name}/{version}") if name and version else None
 
 
-def _seconds_left(step: int, start: int, total: int | None, elapsed: float) -> int | None:
-    """At the pace of the steps that this attempt has done; None where it has done none."""
-    if total is None or step <= start or elapsed <= 0:
+def _seconds_left(run: RunFacts, step: int, start: int, total: int | None) -> int | None:
+    """At the pace of the steps since training began in this attempt; None where there is no such step.
+
+    Both times are the workload's: what came before the first step does not count, nor does a clock of another machine.
+    """
+    since = training_since(run)
+    if total is None or step <= start or since is None or run.step_at is None or run.step_at <= since:
         return None
-    return max(0, round((total - step) * elapsed / (step - start)))
+    return max(0, round((total - step) * (run.step_at - since).total_seconds() / (step - start)))
+
+
+def _short(run: RunFacts, metric: str) -> float | None:
+    """The metric at five significant digits: kubectl's columns print a number with all that it has."""
+    value = run.metrics.get(metric)
+    return float(f"{value:.5g}") if value is not None else None
 
 
 def _count(run: RunFacts, metric: str) -> int | None:

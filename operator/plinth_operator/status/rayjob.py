@@ -1,6 +1,6 @@
 """RayJob: from the manifest to facts."""
 
-from plinth_operator.constants import ATTEMPT_LABEL
+from plinth_operator.constants import ATTEMPT_LABEL, GENERATION_ANNOTATION
 from plinth_operator.facts import Manifest, RayJobFacts
 from plinth_operator.status.objects import shared_fields
 from plinth_operator.status.reading import section, text, timestamp, whole
@@ -12,6 +12,7 @@ def facts_from_rayjob(manifest: Manifest) -> RayJobFacts:
     return RayJobFacts(
         **shared_fields(manifest),
         attempt=whole(manifest, "metadata", "labels", ATTEMPT_LABEL),
+        spec_generation=whole(manifest, "metadata", "annotations", GENERATION_ANNOTATION),
         job_status=text(status, "jobStatus"),
         deployment_status=text(status, "jobDeploymentStatus"),
         reason=text(status, "reason"),

@@ -40,10 +40,10 @@ _FINAL: Mapping[str, str] = {
     "SecretNotFound": "A Secret, or a key of it, that the pods need does not exist.",
     "ConfigMapNotFound": "A ConfigMap, or a key of it, that the pods need does not exist.",
     "VolumeNotFound": "A PersistentVolumeClaim that the resource names does not exist.",
-    "VolumeNotShared": "Pods on several nodes need a volume that only one node can mount.",
     "ModelNotFound": "The model, version or alias does not exist.",
     "DatasetNotFound": "A data source does not exist or matches no file.",
     "AccessDenied": "Storage, the hub or the registry refused the credentials.",
+    "TrackingDenied": "MLflow refuses the credentials of the resource, or there are none.",
     "InvalidData": "The data cannot be used: a column is missing, a file is damaged, or nothing is left of it.",
     "QueueNotFound": "The Kueue queue that the job names does not exist.",
     "ExceedsQuota": "The job asks for more than its queue can ever give.",
@@ -60,6 +60,7 @@ _FINAL: Mapping[str, str] = {
 
 _BUDGET: Mapping[str, str] = {
     "TrackingUnavailable": "MLflow does not answer.",
+    "TrackingCredentialsChanged": "MLflow no longer takes the credentials that the attempt began with.",
     "KubeRayMissing": "KubeRay is not installed in the cluster, or too old.",
     "ObjectRefused": "The API server refuses an object that Plinth makes for the resource.",
     "WaitingForQuota": "The job waits in its Kueue queue.",
@@ -84,6 +85,7 @@ _BUDGET: Mapping[str, str] = {
 _FREE: Mapping[str, str] = {
     "Preempted": "The pods had to make room for others of a higher priority.",
     "Suspended": "spec.suspend is true.",
+    "SpecChanged": "The spec was changed after an attempt was made from it.",
 }
 
 REASONS: Mapping[str, ReasonEntry] = {

@@ -21,7 +21,7 @@ def fetch_model(uri: str, *, tracking_uri: str, cache_dir: Path) -> Path:
         cache_dir: Where downloads are kept.
 
     Raises:
-        UserError: ModelNotFound, AccessDenied or TrackingUnavailable.
+        UserError: ModelNotFound, AccessDenied, TrackingUnavailable or TrackingDenied.
     """
     scheme = scheme_of(uri)
     if scheme == "file":

@@ -12,6 +12,7 @@ from typing import Any, cast
 from ray import serve
 from starlette.types import Receive, Scope, Send
 
+from plinth_api.quantity import whole_cpus
 from plinth_api.run import ServeRun
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.engine import Engine
@@ -41,7 +42,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     run = ServeRun.model_validate(args)
     options: dict[str, Any] = {
         "name": DEPLOYMENT,
-        "ray_actor_options": {"num_cpus": run.cpus, "num_gpus": run.gpus},
+        "ray_actor_options": {"num_cpus": whole_cpus(run.cpus), "num_gpus": run.gpus},
         "max_ongoing_requests": _MAX_ONGOING_REQUESTS,
         "health_check_timeout_s": _HEALTH_TIMEOUT_SECONDS,
         **run.scaling.deployment_options(),

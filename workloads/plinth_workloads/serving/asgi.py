@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from plinth_api.base import ApiModel
+from plinth_api.service_state import STATE_PATH, ServiceState
 from plinth_workloads.serving.answers import Answer, ChatAnswer, CompletionAnswer
 from plinth_workloads.serving.api_errors import api_error_from, unknown_model
 from plinth_workloads.serving.choices import Body, UsageCount, generate_choices
@@ -56,30 +56,6 @@ _ANSWERED_ERRORS = (
 
 _Result = TypeVar("_Result")
 Deltas = AsyncGenerator[tuple[int, TokenDelta], None]
-
-
-class ServiceState(ApiModel):
-    """What GET /-/state tells about one replica; counts are since it started.
-
-    Attributes:
-        model_uri: The version in service.
-        target_uri: The version that is wanted.
-        load_error: Why the wanted version is not in service.
-        errors: Requests that ended for a reason of ours (5xx).
-        tokens: Tokens made.
-    """
-
-    name: str
-    model_uri: str | None
-    target_uri: str
-    loaded: bool
-    load_error: str | None
-    context_length: int | None
-    running: int
-    waiting: int
-    requests: int
-    errors: int
-    tokens: int
 
 
 @dataclass
@@ -139,7 +115,7 @@ def build_asgi(served: ServedModel, *, name: str) -> FastAPI:
     async def health() -> JSONResponse:
         return await _health(served)
 
-    @app.get("/-/state")
+    @app.get(STATE_PATH)
     async def state() -> JSONResponse:
         return JSONResponse(_state(served, name, counters).to_wire())
 

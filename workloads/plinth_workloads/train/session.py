@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -363,7 +364,11 @@ def _publish_phase(tracker: Tracker | None, phase: run_tags.Phase, tags: Mapping
 def _publish_start(session: Session) -> None:
     """Say where this attempt starts, and which checkpoint there is: an attempt that was killed may not have said it."""
     loop, checkpoint = session.loop, newest_checkpoint(Path(session.run.checkpoint.uri.removeprefix("file://")))
-    steps = {run_tags.TOTAL_STEPS: str(loop.num_steps), run_tags.START_STEP: str(loop.state.step)}
+    steps = {
+        run_tags.TOTAL_STEPS: str(loop.num_steps),
+        run_tags.START_STEP: str(loop.state.step),
+        run_tags.TRAINING_SINCE: datetime.now(UTC).isoformat(timespec="seconds"),
+    }
     _publish_phase(session.tracker, "training", {**steps, **(checkpoint_tags(checkpoint) if checkpoint else {})})
 
 

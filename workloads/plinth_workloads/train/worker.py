@@ -5,10 +5,12 @@ import os
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from plinth_api.quantity import whole_cpus
 from plinth_api.run import TrainRun
 from plinth_workloads.errors import UserError
 
@@ -29,7 +31,7 @@ def train_with_ray(run: TrainRun) -> None:
         scaling_config=ScalingConfig(
             num_workers=run.workers.num_workers,
             use_gpu=run.workers.gpus > 0,
-            resources_per_worker={"CPU": run.workers.cpus, **({"GPU": run.workers.gpus} if run.workers.gpus else {})},
+            resources_per_worker=_resources_per_worker(run),
         ),
         run_config=RunConfig(
             name=run.uid, storage_path=f"{run.work_dir}/ray", failure_config=FailureConfig(max_failures=0)
@@ -45,6 +47,12 @@ def train_with_ray(run: TrainRun) -> None:
         ray.shutdown()
 
 
+def _resources_per_worker(run: TrainRun) -> dict[str, float]:
+    """All that one pod offers, so that no two workers share one."""
+    gpus = {"GPU": run.workers.gpus} if run.workers.gpus else {}
+    return {"CPU": whole_cpus(run.workers.cpus), **gpus}
+
+
 def join_ray(run: TrainRun) -> None:
     """Join the Ray cluster of $RAY_ADDRESS, else start one on this machine that holds the run's workers."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
@@ -52,7 +60,7 @@ def join_ray(run: TrainRun) -> None:
         # More workers than cores is slow, not wrong: the same YAML runs on any laptop.
         options |= {
             "address": "local",
-            "num_cpus": max(os.cpu_count() or 1, round(run.workers.num_workers * run.workers.cpus + 0.5)),
+            "num_cpus": max(os.cpu_count() or 1, run.workers.num_workers * whole_cpus(run.workers.cpus)),
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
@@ -75,5 +83,11 @@ def _cause(error: WorkerGroupError) -> Exception:
             if isinstance(seen, UserError):
                 return seen
             seen = seen.__cause__
-    first = str(failures[0]).strip().splitlines() if failures else [str(error)]
-    return UserError("UserCodeError", f"a worker failed: {first[-1] if first else type(failures[0]).__name__}")
+    first = next(filter(_is_death, failures), failures[0] if failures else error)
+    said = str(first).strip().splitlines() or [type(first).__name__]
+    return UserError("UserCodeError", f"a worker failed: {said[-1]}")
+
+
+def _is_death(failure: BaseException) -> bool:
+    """Whether a worker's process died, of which errors in the others are a consequence."""
+    return isinstance(getattr(failure, "health_check_failure", failure), RayActorError)
