@@ -72,8 +72,12 @@ class Namespace:
             found: Document = wait_until(reached, seconds, f"status {wanted}")
         except TimeoutError as error:
             status = json.dumps(self.get(document).get("status"), indent=1)
-            raise AssertionError(f"{error}; it is {status}\n{self._log.read_text()[-3000:]}") from error
+            raise AssertionError(f"{error}; it is {status}\n{self.end_of_log()}") from error
         return found
+
+    def end_of_log(self) -> str:
+        """The last words of the operator."""
+        return self._log.read_text()[-3000:]
 
     def ray_jobs(self) -> list[str]:
         """The names of the RayJobs, sorted."""

@@ -20,9 +20,9 @@ from makers import Document, pretrain_document, service_document
 from namespaces import Namespace
 from plinth_api.model_service import ModelService
 from plinth_api.parse import parse_resource
-from plinth_api.resolve import resolve_serve_run
+from plinth_api.resolve import resolve_serve_run, resolve_train_run
 from plinth_operator.constants import HASH_ANNOTATION, SPEC_HASH_ANNOTATION
-from plinth_operator.plan.children import service_children
+from plinth_operator.plan.children import job_children, service_children
 from plinth_operator.plan.drift import holds
 from plinth_operator.plan.rayjob import attempt_spec_hash
 from plinth_operator.plan.run_config import resolve_settings_for
@@ -51,6 +51,13 @@ SERVICE_STEPS: dict[str, Document | None] = {
     "close": {"access": {"ingress": None}},
     "delete": None,
     "wait": {},
+}
+PLURALS = {
+    "ConfigMap": "configmaps",
+    "Ingress": "ingresses",
+    "NetworkPolicy": "networkpolicies",
+    "RayJob": "rayjobs",
+    "RayService": "rayservices",
 }
 Life = tuple[str, Sequence[tuple[str, float]]]
 
@@ -119,7 +126,8 @@ def assert_last_word_holds(player: Player, runs: Runs, settings: Settings) -> No
     try:
         wait_until(is_right, SETTLE_SECONDS, "the last spec")
     except TimeoutError:
-        raise AssertionError(f"{player.kind} {player.name}: {problems}") from None
+        told = f"{player.kind} {player.name}: {problems}\n{player.cluster.end_of_log()}"
+        raise AssertionError(told) from None
 
 
 def _problems(player: Player, runs: Runs, settings: Settings) -> list[str]:
@@ -148,7 +156,7 @@ def _children(cluster: Namespace) -> dict[str, Children]:
     return found
 
 
-def job_problems(found: Document, mine: Children, runs: Runs, _: Settings) -> list[str]:
+def job_problems(found: Document, mine: Children, runs: Runs, settings: Settings) -> list[str]:
     """What is not as the spec of a job asks for, given its children by plural and name."""
     status, uid = found.get("status", {}), found["metadata"]["uid"]
     ray_jobs = [item for (plural, _), item in mine.items() if plural == "rayjobs"]
@@ -165,19 +173,27 @@ def job_problems(found: Document, mine: Children, runs: Runs, _: Settings) -> li
     meta = ray_job["metadata"]
     if meta["name"] != attempts[-1]["rayJob"]:
         problems.append(f"RayJob {meta['name']} is not of the last attempt {attempts[-1]}")
-    job: Any = parse_resource({**found, "status": None})
-    config = mine.get(("configmaps", meta["name"]))
-    if meta["annotations"][SPEC_HASH_ANNOTATION] != attempt_spec_hash(job):
-        # The API takes a change until the status names the attempt: one that is older by a moment says so, and goes on.
-        told = [one["reason"] for one in status.get("conditions", ()) if one["type"] == "Accepted"]
-        problems += [] if told == ["SpecChanged"] else ["the RayJob is of an older spec, and nothing tells"]
-    elif config is None or f'"steps":{found["spec"]["training"]["steps"]},' not in config["data"]["run.json"]:
-        problems.append("run.json is missing, or of an older spec")
-    if not any(plural == "networkpolicies" for plural, _ in mine):
-        problems.append("no NetworkPolicy")
+    problems += _attempt_problems(found, meta["name"], mine, settings)
     if [run["info"]["run_id"] for run in runs.of(uid)] != [status.get("tracking", {}).get("runId")]:
         problems.append(f"runs {runs.states(uid)}")
     return problems
+
+
+def _attempt_problems(found: Document, name: str, mine: Children, settings: Settings) -> list[str]:
+    """What of the children of the last attempt is not as the spec of now would make it."""
+    job: Any = parse_resource({**found, "status": None})
+    run_id = found["status"].get("tracking", {}).get("runId")
+    document = resolve_train_run(job, resolve_settings_for(job, settings, run_id), {})
+    attempt = found["status"]["attempts"][-1]["number"]
+    problems = []
+    for wanted in job_children(job, document, attempt=attempt, settings=settings):
+        made = mine.get((PLURALS[wanted["kind"]], wanted["metadata"]["name"]))
+        if made is None:
+            problems.append(f"no {wanted['kind']} {wanted['metadata']['name']}")
+        elif made.get("data") != wanted.get("data") or not holds(made.get("spec", {}), wanted.get("spec", {})):
+            problems.append(f"{wanted['kind']} {name} is of an older spec")
+    hash_of_spec = mine["rayjobs", name]["metadata"]["annotations"][SPEC_HASH_ANNOTATION]
+    return problems if hash_of_spec == attempt_spec_hash(job) else [*problems, f"RayJob {name} has another hash"]
 
 
 def service_problems(found: Document, mine: Children, _: Runs, settings: Settings) -> list[str]:
@@ -186,10 +202,9 @@ def service_problems(found: Document, mine: Children, _: Runs, settings: Setting
     assert isinstance(service, ModelService)
     document = resolve_serve_run(service, resolve_settings_for(service, settings, None), {})
     problems = []
-    plurals = {"NetworkPolicy": "networkpolicies", "Ingress": "ingresses", "RayService": "rayservices"}
     names = set()
     for wanted in service_children(service, document, settings=settings):
-        name = (plurals[wanted["kind"]], wanted["metadata"]["name"])
+        name = (PLURALS[wanted["kind"]], wanted["metadata"]["name"])
         names.add(name)
         made = mine.get(name)
         hash_of = wanted["metadata"]["annotations"][HASH_ANNOTATION]

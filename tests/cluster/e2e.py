@@ -9,7 +9,7 @@ import os
 import sys
 
 from cluster.build import CONTROL_PLANE, NODE, QUEUES, ensure_assets, tell
-from cluster.images import ensure_images
+from cluster.images import held_images
 from cluster.node import IMAGES
 from cluster.packages import PackagesMissing, ensure_packages
 from cluster.sandbox import run, why_not
@@ -29,8 +29,9 @@ def main(arguments: list[str]) -> int:
         tell(str(error))
         return 1
     ensure_assets(CONTROL_PLANE + NODE + (QUEUES if with_kueue else ()))
-    ensure_images((*IMAGES, *(("kueue",) if with_kueue else ())))
-    return run([sys.executable, "-m", "pytest", *(word for word in arguments if word != QUEUE_FLAG)])
+    command = [sys.executable, "-m", "pytest", *(word for word in arguments if word != QUEUE_FLAG)]
+    with held_images((*IMAGES, *(("kueue",) if with_kueue else ()))):
+        return run(command)
 
 
 if __name__ == "__main__":

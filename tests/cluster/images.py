@@ -7,7 +7,8 @@ packages (`cluster.packages`) and containerd (`cluster.build`); with a warm cach
 import fcntl
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -52,13 +53,27 @@ def ensure_images(names: Iterable[str] = NAMES) -> Path:
 
     Not to be called by a process that holds `images_lock`: it would wait for itself.
     """
-    wanted, store = tuple(names), ImageStore(node_folder() / "containerd")
+    wanted, store = tuple(names), image_store()
     if missing_images(wanted, store):
-        if is_held(images_lock()):
-            tell("waiting for who uses the images now: a node, or another process that makes them")
-        with locked(images_lock()):
-            make_images(missing_images(wanted, store), store)
+        with held_images(wanted):
+            pass
     return store.root
+
+
+@contextmanager
+def held_images(names: Iterable[str]) -> Iterator[None]:
+    """Make what is missing, and let nobody else change the images meanwhile."""
+    store = image_store()
+    if is_held(images_lock()):
+        tell("waiting for who uses the images now: a node, or another process that makes them")
+    with locked(images_lock()):
+        make_images(missing_images(names, store), store)
+        yield
+
+
+def image_store() -> ImageStore:
+    """Where the images are."""
+    return ImageStore(node_folder() / "containerd")
 
 
 def is_held(lock: Path) -> bool:

@@ -8,22 +8,21 @@ import os
 import subprocess
 import urllib.error
 from collections.abc import Iterable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
 from cluster import node_programs
-from cluster.build import CONTROL_PLANE, NODE, ensure_assets, locked
+from cluster.build import CONTROL_PLANE, NODE, ensure_assets
 from cluster.control_plane import ControlPlane
 from cluster.image_store import ImageStore, RunningStore
-from cluster.images import ensure_images, image, images_lock
+from cluster.images import image, image_store, missing_images
 from cluster.node_programs import NODE_NAME, NodeLayout
 from cluster.processes import Processes
 from cluster.programs import SERVICE_ADDRESSES
 from cluster.sandbox import ADDRESS, CGROUP_VARIABLE, CGROUPS
 
 START_SECONDS = 120.0
-POD_SHARES = 16 * 1024
+POD_SHARES = 4 * 1024
 IMAGES = ("pause", "kuberay", "operator", "workloads")
 
 
@@ -39,9 +38,8 @@ class Node:
         self._cgroup = cgroup
         self._folder = folder
         self._processes = Processes(folder)
-        self._held = ExitStack()
         self.plane = ControlPlane(folder / "control-plane", scheduler=True, address=ADDRESS)
-        self._layout = NodeLayout(folder, Path(), self.plane.kubeconfig, cgroup)
+        self._layout = NodeLayout(folder, image_store().root, self.plane.kubeconfig, cgroup)
 
     # ---- life
 
@@ -49,8 +47,8 @@ class Node:
         """Start everything and wait until the node is ready and pods can be made."""
         assets = ensure_assets(CONTROL_PLANE + NODE)
         self._binary = assets.binary
-        self._layout = NodeLayout(self._folder, ensure_images(self._images), self.plane.kubeconfig, self._cgroup)
-        self._held.enter_context(locked(images_lock()))
+        missing = missing_images(self._images, image_store())
+        assert not missing, f"no image of {', '.join(missing)} is as this checkout wants it: have they been edited?"
         subprocess.run(["ip", "address", "add", f"{ADDRESS}/32", "dev", "lo"], check=True)
         # Without a route to it, the API server would not send to a Service what kube-proxy is to send on.
         subprocess.run(["ip", "route", "add", SERVICE_ADDRESSES, "dev", "lo", "src", ADDRESS], check=True)
@@ -79,7 +77,6 @@ class Node:
         """End the programs; containers end with the sandbox."""
         self._processes.stop_all()
         self.plane.stop()
-        self._held.close()
 
     def __enter__(self) -> Self:
         return self.start()

@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster.build import COMPONENTS
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = Path(__file__).resolve().parent / "recipes"
+RECIPES = Path(__file__).resolve().parent / "dockerfiles"
 DOMAIN = "plinth.test"
 
 DISTRIBUTION = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE")

@@ -14,12 +14,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
 ADDRESS = "10.199.0.1"
 """Of the node, the API server and cluster DNS: nobody else's, and not loopback, which no pod reaches."""
 
+SEARCH = "svc.cluster.local cluster.local"
 CGROUP_VARIABLE = "PLINTH_SANDBOX_CGROUP"
 CGROUPS = Path("/sys/fs/cgroup")
 UNSHARE = ("unshare", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child", "--mount-proc")
@@ -61,7 +63,7 @@ def enter(command: list[str]) -> int:
         mount("-t", "tmpfs", "tmpfs", folder)
     Path("/run/lock").mkdir()
     # Names of the cluster resolve for the command as they do for pods; no other server could be reached.
-    Path("/run/resolv.conf").write_text(f"nameserver {ADDRESS}\n")
+    Path("/run/resolv.conf").write_text(f"nameserver {ADDRESS}\nsearch {SEARCH}\noptions ndots:5\n")
     mount("--bind", "/run/resolv.conf", str(Path("/etc/resolv.conf").resolve()))
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
@@ -78,12 +80,17 @@ def mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True)
 
 
-def remove_cgroups(name: str) -> None:
-    """Remove the control groups of a node in every hierarchy, the innermost first."""
-    for root in [*CGROUPS.glob(f"*/{name}"), *CGROUPS.glob(name)]:
-        for folder, _, _ in os.walk(root, topdown=False):
-            with suppress(OSError):
-                Path(folder).rmdir()
+def remove_cgroups(name: str, seconds: float = 10.0) -> None:
+    """Remove the control groups of a node in every hierarchy, the innermost first, once their processes have ended."""
+    deadline = time.monotonic() + seconds
+    while roots := [*CGROUPS.glob(f"*/{name}"), *CGROUPS.glob(name)]:
+        for root in roots:
+            for folder, _, _ in os.walk(root, topdown=False):
+                with suppress(OSError):
+                    Path(folder).rmdir()
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.1)
 
 
 if __name__ == "__main__":

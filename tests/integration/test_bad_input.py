@@ -11,6 +11,7 @@ import pytest
 from cluster.control_plane import wait_until
 from cluster.manifests import documents
 from commands import plinth, write_yaml
+from lives import RUNNING, tell_ray_jobs
 from makers import fine_tune_document, pretrain_document, service_document
 from namespaces import PLURALS, Namespace
 
@@ -176,10 +177,13 @@ def test_the_spec_of_a_running_job_may_not_change_but_for_the_fields_that_may(cl
     cluster.merge(pretrain(), {"spec": {"training": {"steps": 11}}})
 
 
-def test_a_spec_that_has_changed_all_the_same_waits_for_the_next_attempt_and_a_condition_says_so(cluster, disturbed):
+def test_a_spec_that_has_changed_under_a_running_attempt_waits_for_the_next_attempt_and_a_condition_says_so(
+    cluster, disturbed
+):
     """As after a backup was restored, which has no status: the rules of the API server hold by the status alone."""
     cluster.create(pretrain())
     before = cluster.wait_status(pretrain(), phase="Starting", reason="Unschedulable")
+    tell_ray_jobs(cluster, RUNNING)
     disturbed.operator.stop()
     cluster.patch(cluster.path_of(pretrain()) + "/status", {"status": {"attempts": None}})
     cluster.merge(pretrain(), {"spec": {"model": {"config": {"hidden_size": 48}}}})
@@ -190,11 +194,16 @@ def test_a_spec_that_has_changed_all_the_same_waits_for_the_next_attempt_and_a_c
         return condition(status) == ("True", "SpecChanged") and status
 
     status = wait_until(changed, 60, "the condition")
-    said = "the spec has changed; attempt 1 goes on with the one that it started from"
-    assert said in [one["message"] for one in status["conditions"] if one["type"] == "Accepted"]
+    said = "attempt 1 goes on with the one that it started from: suspend and resume the job"
+    assert [said in one["message"] for one in status["conditions"] if one["type"] == "Accepted"] == [True]
     assert run_document(cluster)["model"]["config"]["hidden_size"] == 32
     assert (status["phase"], status["attempts"]) == ("Starting", before["attempts"])
     assert len(cluster.ray_jobs()) == 1
+    cluster.merge(pretrain(), {"spec": {"suspend": True}})
+    cluster.wait_status(pretrain(), phase="Suspended")
+    cluster.merge(pretrain(), {"spec": {"suspend": False}})
+    status = cluster.wait_status(pretrain(), phase="Starting")
+    assert (condition(status), len(status["attempts"])) == (("True", "Accepted"), 2)
 
 
 def test_a_spec_that_was_spoilt_while_suspended_is_refused_on_resuming_and_can_be_mended(cluster):

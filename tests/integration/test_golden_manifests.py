@@ -52,9 +52,8 @@ def holds_all_of(stored, sent):
 
 
 def test_every_example_has_its_golden_manifests():
-    examples = sorted(golden.ROOT.glob("examples/**/*.yaml"))
-    assert examples == golden.EXAMPLES
-    assert {file.parent.name for file in FILES} == {example.stem for example in examples}
+    assert golden.EXAMPLES
+    assert {file.parent.name for file in FILES} == {example.stem for example in golden.EXAMPLES}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.stem}")

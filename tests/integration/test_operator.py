@@ -8,38 +8,12 @@ import mlflow
 import pytest
 
 from cluster.control_plane import wait_until
-from cluster.faulty_proxy import FaultyProxy
-from cluster.kubeconfig import write_kubeconfig
 from makers import fine_tune_document, pretrain_document, service_document
-from namespaces import Namespace
-from operators import OperatorProcess
 
 pytestmark = pytest.mark.integration
 
 DATA = {"train": [{"uri": "pvc://corpora/corpus.jsonl"}], "validation": {"fraction": 0.1}}
 CHECKPOINT = {"uri": "pvc://checkpoints/tiny"}
-
-
-@pytest.fixture(scope="module")
-def proxy(control_plane):
-    with FaultyProxy(control_plane.url, control_plane.certificate, control_plane.certificate_key) as proxy:
-        yield proxy
-
-
-@pytest.fixture(scope="module")
-def operator(tmp_path_factory, control_plane, proxy, tracking):
-    folder = tmp_path_factory.mktemp("operator")
-    kubeconfig = write_kubeconfig(
-        folder / "kubeconfig", proxy.url, control_plane.token, certificate=control_plane.certificate
-    )
-    process = OperatorProcess(folder, kubeconfig, tracking.uri).start()
-    yield process
-    process.kill()
-
-
-@pytest.fixture
-def cluster(control_plane, namespace, operator):
-    return Namespace(control_plane, namespace, operator.log)
 
 
 def register(client, name, versions=1):
@@ -143,14 +117,16 @@ def test_a_rayjob_deleted_by_hand_ends_its_attempt_and_the_next_one_starts(clust
     assert len(status["attempts"]) == 2
 
 
-def test_nothing_happens_when_nothing_changes(cluster, proxy):
+def test_nothing_happens_when_nothing_changes(cluster, disturbed):
     cluster.claim("corpora", "checkpoints")
     cluster.create(pretrain())
     cluster.wait_status(pretrain(), phase="Starting", reason="Unschedulable")
-    wait_until(lambda: time.monotonic() - proxy.writes(cluster.name)[-1].time > 2, 60, "what follows a transition")
-    written = proxy.writes(cluster.name)
+    wait_until(
+        lambda: time.monotonic() - disturbed.api.writes(cluster.name)[-1].time > 2, 60, "what follows a transition"
+    )
+    written = disturbed.api.writes(cluster.name)
     time.sleep(8)
-    assert proxy.writes(cluster.name) == written
+    assert disturbed.api.writes(cluster.name) == written
 
 
 def test_a_deleted_job_leaves_nothing_behind_and_its_run_is_ended(cluster, tracking):
@@ -221,8 +197,9 @@ def test_a_service_gets_a_ray_service_and_follows_its_alias_in_place(cluster, tr
     assert cluster.get(service_document())["status"]["phase"] == "Starting"
 
 
-def test_the_probes_tell_health_and_numbers(operator):
-    assert operator.get("/healthz") == "ok"
-    assert "plinth_reconciles_total" in operator.get("/metrics")
+def test_the_probes_tell_health_and_numbers(cluster, disturbed):
+    wait_until(lambda: "leading as" in disturbed.operator.log.read_text(), 60, "it to lead")
+    assert disturbed.operator.get("/healthz") == "ok"
+    assert "plinth_reconciles_total" in disturbed.operator.get("/metrics")
     with pytest.raises(urllib.error.HTTPError):
-        operator.get("/nothing")
+        disturbed.operator.get("/nothing")

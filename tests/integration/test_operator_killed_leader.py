@@ -1,6 +1,7 @@
 """Two operators at once: one leads, and the other takes over when it is killed, or at once when it leaves."""
 
 import json
+import time
 
 import pytest
 
@@ -9,6 +10,7 @@ from lives import Runs
 from makers import pretrain_document
 from namespaces import Namespace
 from operators import OperatorProcess
+from plinth_operator.settings import Settings
 
 pytestmark = pytest.mark.integration
 
@@ -92,6 +94,20 @@ def test_the_standby_takes_over_from_a_killed_leader_and_nothing_is_done_twice(
         assert pair.leader() is not leader
         assert pair.lease()["leaseTransitions"] == 1
         assert_each_is_there_once(cluster, runs, jobs)
+
+
+def test_the_standby_works_within_20_seconds_of_the_kill_of_a_leader_with_the_default_lease(
+    control_plane, namespace, tracking, tmp_path
+):
+    default = str(Settings().lease_seconds)
+    with Pair(tmp_path, control_plane, namespace, tracking, lease_seconds=default) as pair:
+        cluster = Namespace(control_plane, namespace, pair.leader().log)
+        cluster.claim("plinth")
+        pair.leader().kill()
+        killed = time.monotonic()
+        cluster.create(pretrain_document(name="late"))
+        wait_until(cluster.ray_jobs, 60, "a RayJob by the standby")
+        assert time.monotonic() - killed < 20
 
 
 def test_a_leader_that_leaves_hands_over_at_once(control_plane, namespace, tracking, tmp_path):

@@ -1,6 +1,7 @@
 """Tracking against a real MLflow server that goes away and comes back."""
 
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -131,8 +132,11 @@ def test_a_run_tells_how_it_stands(server, tmp_path):
     assert stopped["plinth.checkpointUri"] == f"{run.checkpoint.uri}/step-00000001"
     assert not {"plinth.failureReason", "plinth.failureMessage"} & set(stopped)
 
+    resumed = datetime.now(UTC).replace(microsecond=0)
     assert run_training(run) == "finished"
     finished = standing(server)
+    assert resumed <= datetime.fromisoformat(finished["plinth.trainingSince"]) <= datetime.now(UTC)
+    assert finished["train/checkpoint_step"] == (10, 10.0)
     assert (finished["status"], finished["plinth.phase"]) == ("FINISHED", "finished")
     assert (finished["plinth.startStep"], finished["plinth.checkpointStep"]) == ("1", "10")
     assert (finished["plinth.modelName"], finished["plinth.modelVersion"]) == ("gated", "1")

@@ -5,6 +5,7 @@ The same play recorded what the tables of the status rest on: it must still be w
 
 import json
 import threading
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from cluster.record_kuberay import Stage, playing, record
 from makers import pretrain_document, service_document
 from namespaces import Namespace
 from operators import OperatorProcess
+from plinth_api.service_state import ServiceState
+from plinth_operator.settings import Settings
 
 pytestmark = pytest.mark.integration
 
@@ -38,7 +41,8 @@ class Replica(BaseHTTPRequestHandler):
 
     def do_GET(self):
         uri = f"models:/{self.path.split('/')[1]}.tiny-chat/1"
-        body = json.dumps({"modelUri": uri, "targetUri": uri, "loadError": ""}).encode()
+        state = ServiceState(name="tiny-chat", model_uri=uri, target_uri=uri, loaded=True)
+        body = json.dumps(state.to_wire()).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
@@ -56,7 +60,9 @@ def operator(play, tracking, tmp_path_factory):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     url = f"http://127.0.0.1:{server.server_port}/{{namespace}}/{{service}}"
     folder = tmp_path_factory.mktemp("operator")
-    process = OperatorProcess(folder, plane.kubeconfig, tracking.uri, service_state_url=url).start()
+    # Nobody kills it: with a short lease, only a machine that has no time for it would.
+    patient = {"service_state_url": url, "lease_seconds": str(Settings().lease_seconds)}
+    process = OperatorProcess(folder, plane.kubeconfig, tracking.uri, **patient).start()
     yield process
     process.kill()
     server.shutdown()
@@ -137,7 +143,7 @@ def test_a_program_that_fails_ends_the_job_with_its_own_words(stage, cluster, tr
 
 
 def test_a_head_that_goes_ends_the_attempt_and_the_next_one_trains_on(stage, cluster, tracking):
-    trains(stage, cluster, tracking)
+    run_id = trains(stage, cluster, tracking)
     first = stage.items("rayjobs")[0]["metadata"]["name"]
     stage.delete("pods", stage.pods("head")[0]["metadata"]["name"], group="")
     status = cluster.wait_status(JOB, phase="Pending", reason="HeadLost")
@@ -145,6 +151,10 @@ def test_a_head_that_goes_ends_the_attempt_and_the_next_one_trains_on(stage, clu
     wait_until(lambda: len(cluster.ray_jobs()) == 1 and first not in cluster.ray_jobs(), 60, "the second attempt")
     stage.run_pods("head", "worker")
     stage.wait_job("Running", "RUNNING")
+    # The run still has the tags of the attempt before.
+    assert cluster.get(JOB)["status"]["phase"] == "Starting"
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    mlflow.MlflowClient(tracking.uri).set_tag(run_id, "plinth.trainingSince", now)
     assert len(cluster.wait_status(JOB, phase="Training")["attempts"]) == 2
 
 

@@ -121,9 +121,16 @@ def test_moving_all_weights_has_no_lora():
 def test_names_on_a_cluster():
     run = resolve_train_run(make_fine_tune_job(), CLUSTER, {})
     assert run.output.model == "team-a.tiny-chat"
+    assert run.tracking.experiment == "team-a.tiny-chat"
     assert run.tracking.run_id == "r1"
     assert run.tracking.tags == {"plinth.cluster": "c", "plinth.uid": "uid-1", "plinth.kind": "FineTuneJob"}
     assert run.model.uri == "models:/team-a.tiny/1"
+
+
+def test_the_experiment_of_one_namespace_is_never_that_of_another():
+    job = make_fine_tune_job(tracking={"experiment": "team-b.chats"})
+    assert resolve_train_run(job, CLUSTER, {}).tracking.experiment == "team-a.team-b.chats"
+    assert resolve(job).tracking.experiment == "team-b.chats"
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lives import Runs
-from makers import Document, pretrain_document, service_document
+from makers import Document, merged, pretrain_document, service_document
 from plinth_api.job import MUTABLE_FIELDS
 from plinth_operator.constants import RAY_CLUSTER_LABEL, UID_LABEL
 from plinth_operator.facts import Manifest
-from sequences import JOB_STEPS, SERVICE_STEPS, Children, job_problems, service_problems
+from sequences import JOB_STEPS, PLURALS, SERVICE_STEPS, Children, job_problems, service_problems
 from simulation import SETTINGS, Moment, World
 
 Life = Callable[[World], None]
+MOMENTS: tuple[Moment, ...] = ("before", "after")
 
 INGRESS: Document = {"access": {"ingress": {"host": "tiny.example.com"}}}
 CRASHED = {"jobDeploymentStatus": "Failed", "jobStatus": "FAILED", "reason": "JobDeploymentStatusTransitionGrace"}
@@ -124,9 +125,8 @@ def test_a_crash_at_any_write_changes_nothing(life: Life):
     life(calm)
     assert calm.num_restarts == 0
     wanted = picture(calm)
-    moments: tuple[Moment, ...] = ("before", "after")
     for number in range(1, len(calm.kube.writes) + 1):
-        for moment in moments:
+        for moment in MOMENTS:
             world = World()
             world.kube.crash_at = (number, moment)
             life(world)
@@ -134,13 +134,6 @@ def test_a_crash_at_any_write_changes_nothing(life: Life):
             assert picture(world) == wanted, (moment, calm.kube.writes[number - 1])
 
 
-PLURALS = {
-    "ConfigMap": "configmaps",
-    "Ingress": "ingresses",
-    "NetworkPolicy": "networkpolicies",
-    "RayJob": "rayjobs",
-    "RayService": "rayservices",
-}
 MAKERS: dict[str, Callable[[], Document]] = {
     "PretrainJob": pretrain_document,
     "ModelService": lambda: service_document(model={"uri": "models:/tiny/1"}),
@@ -172,6 +165,8 @@ def problems_of(world: World, kind: str) -> list[str]:
     ("kind", "spec"),
     [
         pytest.param("PretrainJob", {"suspend": True}, id="a job is suspended"),
+        pytest.param("PretrainJob", {"training": {"steps": 20}}, id="a job is to train longer"),
+        pytest.param("PretrainJob", {"compute": {"workers": 2}}, id="a job is to have more workers"),
         pytest.param("ModelService", {"compute": {"image": "other:2"}}, id="a service changes its clusters"),
         pytest.param("ModelService", INGRESS, id="a service is opened"),
     ],
@@ -186,6 +181,62 @@ def test_a_change_of_mind_during_any_write_is_heard(kind: str, spec: Document):
         world.kube.meanwhile = (number, partial(world.change, kind, "tiny", spec))
         world.rest()
         assert problems_of(world, kind) == [], calm.kube.writes[number - 1]
+
+
+LONGER: Document = {"training": {"steps": 20}}
+
+
+def test_a_change_before_the_first_status_and_a_crash_at_any_write_end_in_the_last_spec():
+    calm = World()
+    job(calm)
+    outcomes = set()
+    for number in range(1, len(calm.kube.writes) + 1):
+        changed = World()
+        changed.create(pretrain_document())
+        changed.kube.meanwhile = (number, partial(changed.change, "PretrainJob", "tiny", LONGER))
+        changed.rest()
+        for crash in range(number + 1, len(changed.kube.writes) + 1):
+            for moment in MOMENTS:
+                world = World()
+                world.create(pretrain_document())
+                world.kube.meanwhile = (number, partial(world.change, "PretrainJob", "tiny", LONGER))
+                world.kube.crash_at = (crash, moment)
+                world.rest()
+                assert world.num_restarts == 1
+                where = (calm.kube.writes[number - 1], moment, changed.kube.writes[crash - 1])
+                assert problems_of(world, "PretrainJob") == [], where
+                attempts = world.kube.objects["PretrainJob", "tiny"]["status"]["attempts"]
+                outcomes.add(tuple(attempt.get("outcome") for attempt in attempts))
+    # Nobody is blamed, and no restart is spent.
+    assert outcomes == {(None,), ("SpecChanged", None)}
+
+
+def test_a_preempted_attempt_has_its_end_when_the_next_one_runs():
+    world = World()
+    job(world)
+    (ray_job,) = world.children("RayJob")
+    record = json.dumps({"plinth": "failure", "reason": "Preempted", "message": "made room"})
+    world.kube.put({**ray_job, "status": {**CRASHED, "message": record}})
+    world.rest()
+    attempts = world.kube.objects["PretrainJob", "tiny"]["status"]["attempts"]
+    assert [(one["number"], one.get("outcome")) for one in attempts] == [(1, "Preempted"), (2, None)]
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_spec_that_comes_with_the_answer_to_a_status_is_looked_at(changed: bool):
+    world = World()
+    world.create(MAKERS["ModelService"]())
+    world.listen()
+    (key,) = world.store.resources
+    queue = world.tracking.queue
+    while not queue.is_idle():
+        queue.done(asyncio.run(queue.get()))
+    if changed:
+        # The watch tells of it later, when it is no news any more.
+        world.kube.put(merged(world.kube.objects["ModelService", "tiny"], {"spec": INGRESS}))
+    asyncio.run(world.reconciler.reconcile(key))
+    assert "status ModelService" in world.kube.writes
+    assert queue.is_idle() != changed
 
 
 def take_step(world: World, kind: str, step: str) -> None:

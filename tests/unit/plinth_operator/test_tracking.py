@@ -9,7 +9,7 @@ import pytest
 
 from makers import pretrain_document
 from plinth_operator.facts import RunFacts
-from plinth_operator.mlflow import Mlflow
+from plinth_operator.mlflow import Mlflow, MlflowDenied, MlflowError, MlflowUnavailable
 from plinth_operator.plan.plan import Plan, RunRequest
 from plinth_operator.queue import WorkQueue
 from plinth_operator.store import Key, Store
@@ -23,6 +23,7 @@ class FakeMlflow:
     """Creates runs one, two, ... as soon as it may, and remembers how they ended."""
 
     def __init__(self) -> None:
+        self.trouble: Exception | None = None
         self.may_answer = asyncio.Event()
         self.created: list[str] = []
         self.ended: dict[str, str] = {}
@@ -31,7 +32,8 @@ class FakeMlflow:
         for run in list[RunFacts]():
             yield run
 
-    async def create_run(self, *_: Any) -> RunFacts:
+    async def create_run(self, experiment: str, name: str, tags: dict[str, str], namespace: str) -> RunFacts:
+        assert namespace == KEY.namespace
         self.created.append(f"run-{len(self.created) + 1}")
         run_id = self.created[-1]
         await self.may_answer.wait()
@@ -39,6 +41,11 @@ class FakeMlflow:
 
     async def end_run(self, run_id: str, status: str) -> None:
         self.ended[run_id] = status
+
+    async def read_runs(self, *_: Any) -> list[RunFacts]:
+        if self.trouble is not None:
+            raise self.trouble
+        return []
 
 
 class Stage:
@@ -67,6 +74,18 @@ class Stage:
         gone = self.store.remove_resource(KEY, uid)
         assert gone is not None
         self.tracking.abandon(KEY, gone)
+
+    async def hears(self, trouble: Exception | None) -> tuple[str, bool]:
+        """What is told after MLflow was asked once more, and whether the resources hear of it."""
+        self.mlflow.trouble = trouble
+        read = Plan(status={}, want_read=True)
+        self.tracking._reads.clear()
+        self.tracking.want(KEY, "uid-1", read, None)
+        self.tracking._up.set()
+        await self.rest()
+        heard = self.queue.depth() > 0
+        self.queue.forget(KEY)
+        return self.store.tracking_error, heard
 
     async def rest(self) -> None:
         for _ in range(50):
@@ -112,6 +131,23 @@ async def a_resource_that_takes_the_name_of_another_gets_a_run_and_the_other_s_i
     assert run.run_id == "run-2"
 
 
+async def resources_hear_of_each_new_kind_of_trouble_and_of_its_end(stage: Stage) -> None:
+    stage.put(1)
+    resource = stage.store.resources[KEY]
+    resource.run = RunFacts("run-1", "1", status="DELETED")
+    away, denied = MlflowUnavailable("status 502"), MlflowDenied("401: You are not authenticated.")
+    assert await stage.hears(away) == ("MLflow does not answer (status 502); it is asked again until it does", True)
+    told, heard = await stage.hears(MlflowUnavailable("TimeoutError: "))
+    assert (told.startswith("MLflow does not answer (TimeoutError"), heard) == (True, False)
+    refusal = (
+        "MLflow refuses the operator's credentials (401: You are not authenticated.); an administrator has to mend them"
+    )
+    assert await stage.hears(denied) == (refusal, True)
+    assert await stage.hears(denied) == (refusal, False)
+    assert await stage.hears(MlflowError("BAD_REQUEST", "no")) == ("MLflow refuses: BAD_REQUEST: no", True)
+    assert await stage.hears(None) == ("", True)
+
+
 @pytest.mark.parametrize(
     "scenario",
     [
@@ -120,6 +156,7 @@ async def a_resource_that_takes_the_name_of_another_gets_a_run_and_the_other_s_i
             one_run_is_created_however_often_it_is_wanted,
             the_run_of_a_resource_that_goes_while_it_is_made_is_ended,
             a_resource_that_takes_the_name_of_another_gets_a_run_and_the_other_s_is_ended,
+            resources_hear_of_each_new_kind_of_trouble_and_of_its_end,
         )
     ],
 )

@@ -1,10 +1,13 @@
 """What of a run's tags and metrics is sent, to a client that remembers it."""
 
+import time
 from types import SimpleNamespace
 
-from mlflow.exceptions import MlflowException
+import pytest
+from mlflow.exceptions import MlflowException, get_error_code
 
 from plinth_api.run import RunTracking
+from plinth_workloads.errors import UserError
 from plinth_workloads.tracking import Tracker
 
 OUTAGE = MlflowException("API request to http://mlflow failed with exception timed out")
@@ -13,18 +16,23 @@ OUTAGE = MlflowException("API request to http://mlflow failed with exception tim
 class FakeClient:
     """An MLflow with one run; the first requests may find it away."""
 
-    def __init__(self, *, tags=(), status="RUNNING", outages=0):
+    def __init__(self, *, tags=(), status="RUNNING", outages=0, refusal=None):
         self.run = SimpleNamespace(
             info=SimpleNamespace(experiment_id="1", run_id="r", status=status), data=SimpleNamespace(tags=dict(tags))
         )
         self.batches = []
         self.statuses = []
+        self.refusal = refusal
         self._outages = outages
 
     def get_run(self, run_id):
+        if self.refusal:
+            raise self.refusal
         return self.run
 
     def log_batch(self, run_id, metrics, tags):
+        if self.refusal:
+            raise self.refusal
         if self._outages:
             self._outages -= 1
             raise OUTAGE
@@ -41,9 +49,9 @@ class FakeClient:
         return [tags for _, tags in self.batches if tags]
 
 
-def tracker(client):
-    tracking = RunTracking(uri="http://mlflow", experiment="e", run_name="r", run_id="r", tags={})
-    return Tracker(tracking, client=client, retry_seconds=(0.01,) * 3)
+def tracker(client, retry_seconds=(0.01,) * 3):
+    tracking = RunTracking(uri="http://mlflow", experiment="e", run_name="r", run_id="r", secret="own", tags={})
+    return Tracker(tracking, client=client, retry_seconds=retry_seconds)
 
 
 def test_tags_go_with_the_metrics_and_before_the_end():
@@ -96,3 +104,32 @@ def test_what_an_earlier_attempt_left_is_removed_and_its_run_runs_again():
     tracked.close("RUNNING")
     assert client.run.data.tags == {"plinth.uid": "u"}
     assert client.statuses == ["RUNNING"]
+
+
+REFUSALS = {
+    status: MlflowException(
+        f"API request to endpoint /x failed with error code {status} != 200", get_error_code(status)
+    )
+    for status in (401, 403)
+}
+
+
+@pytest.mark.parametrize("status", REFUSALS)
+def test_who_is_not_let_in_is_told_which_secret_to_mend(status):
+    with pytest.raises(UserError, match=rf"\({status}\).* the Secret own of the job's namespace") as raised:
+        tracker(FakeClient(refusal=REFUSALS[status]))
+    assert raised.value.reason == "TrackingDenied"
+
+
+@pytest.mark.parametrize(("status", "reason"), [(401, "TrackingCredentialsChanged"), (403, "TrackingDenied")])
+def test_a_refusal_is_no_outage_that_is_waited_for(status, reason):
+    client = FakeClient()
+    tracked = tracker(client, retry_seconds=(60.0,) * 3)
+    client.refusal = REFUSALS[status]
+    tracked.log_metrics(1, {"train/loss": 1.0})
+    for action in (lambda: tracked.log_params({"lr": 0.1}), lambda: tracked.close("FINISHED")):
+        started = time.monotonic()
+        with pytest.raises(UserError) as raised:
+            action()
+        assert raised.value.reason == reason
+        assert time.monotonic() - started < 10

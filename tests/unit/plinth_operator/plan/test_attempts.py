@@ -15,6 +15,7 @@ from plinth_operator.plan.attempts import (
     known_attempts,
     next_step,
     num_failures,
+    with_start,
 )
 from plinth_operator.status.jobs import seconds_held
 
@@ -87,6 +88,20 @@ PREEMPTED = over(1, "Preempted", end=50)
             id="a start time does not count while the RayJob is held",
         ),
         pytest.param(
+            [],
+            [ray_job(suspended=True, deployment_status="Suspended")],
+            True,
+            [attempt(start=None)],
+            id="nor does that of one which is seen for the first time",
+        ),
+        pytest.param(
+            [attempt(start=None)],
+            [ray_job(deployment_status="")],
+            True,
+            [attempt(start=None)],
+            id="nor until KubeRay initializes what Kueue has admitted",
+        ),
+        pytest.param(
             [PREEMPTED],
             [ray_job(started_at=at(90))],
             True,
@@ -143,6 +158,7 @@ START = Next("start")
         pytest.param([attempt(finished_at=at(9))], 500, Next("fail"), id="an end without outcome is a user's error"),
         pytest.param([over(1, "Preempted")], 100, START, id="a preempted attempt is followed at once"),
         pytest.param([over(1, "Suspended")], 100, START, id="a suspended attempt is followed at once"),
+        pytest.param([over(1, "SpecChanged")], 100, START, id="so is one that a change of the spec has replaced"),
         pytest.param([over(1, "NodeLost")], 109, Next("wait", at(110)), id="a lost node is followed after 10 s"),
         pytest.param([over(1, "NodeLost")], 110, START, id="the wait is over in time"),
         pytest.param([over(1, "Unheard")], 110, START, id="an unknown reason is tried again"),
@@ -211,6 +227,30 @@ def test_what_an_end_costs(outcome: str, step: int | None, saved: int | None, lo
     assert (end.outcome, end.finished_at, end.last_step, end.lost_steps) == (outcome, at(60), step, lost)
 
 
+def test_steps_of_earlier_attempts_are_none_of_one_that_never_ran():
+    end = finished(attempt(2), "SpecChanged", at(60), RunFacts("r", "1", step=90), None)
+    assert (end.last_step, end.lost_steps) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("start", "last", "lost"),
+    [
+        pytest.param(80, 90, 10, id="what is done again"),
+        pytest.param(90, 90, 0, id="nothing where its last step was saved"),
+        pytest.param(94, 94, 0, id="nor where it went on after it was last seen"),
+        pytest.param(0, 90, 90, id="everything where no checkpoint could be read"),
+    ],
+)
+def test_where_an_attempt_begins_says_what_the_one_before_lost(start: int, last: int, lost: int):
+    first, second = with_start([over(1, "Preempted", last_step=90, lost_steps=40), attempt(2)], start, 91)
+    assert (first.last_step, first.lost_steps) == (last, lost)
+    assert (second.from_step, second.last_step) == (start, 91)
+
+
+def test_an_attempt_that_never_trained_has_lost_nothing():
+    assert with_start([over(1, "HeadLost"), attempt(2)], 0, None)[0] == over(1, "HeadLost")
+
+
 @pytest.mark.parametrize(
     ("one", "fields", "preempted", "waiting"),
     [
@@ -220,6 +260,9 @@ def test_what_an_end_costs(outcome: str, step: int | None, saved: int | None, lo
         pytest.param(PREEMPTED, {"suspended": True}, False, True, id="after its end it waits"),
         pytest.param(PREEMPTED, {"suspended": True, "deleting": True}, False, False, id="not while it is deleted"),
         pytest.param(PREEMPTED, {"deployment_status": "Suspending"}, False, True, id="KubeRay stopping is a hold"),
+        pytest.param(PREEMPTED, {"deployment_status": ""}, False, True, id="it waits until KubeRay initializes it"),
+        pytest.param(PREEMPTED, {}, False, False, id="one whose pods were preempted under it does not"),
+        pytest.param(over(1, "SpecChanged"), {"suspended": True}, False, False, id="one of an older spec does not"),
     ],
 )
 def test_what_kueue_does(one: Attempt, fields: dict[str, Any], preempted: bool, waiting: bool):

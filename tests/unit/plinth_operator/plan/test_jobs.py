@@ -166,9 +166,127 @@ def test_the_end_survives_its_children_which_ttl_deletes():
     assert plan(seen, ended, now=150, ttlSecondsAfterFinished=100).deletions == (DONE,)
 
 
-def test_a_changed_spec_is_told():
-    found = plan(replace(LIVE, ray_jobs=(replace(RUNNING, spec_hash="older"),))).status
-    assert next(one for one in found["conditions"] if one["type"] == "Accepted")["reason"] == "SpecChanged"
+OLDER: dict[str, Any] = {"spec_hash": "older"}
+QUEUE = {"compute": {"queueName": "q"}}
+
+
+def next_plan(seen: Observed, status: dict[str, Any], **spec: Any) -> Plan:
+    """The plan alone: what is told first is followed by another status."""
+    document = pretrain_document(namespace="team-a", uid=UID, **spec)
+    document["metadata"]["generation"] = 2
+    return plan_job({**document, "status": status}, seen, settings=SETTINGS, now=at(60))
+
+
+def accepted(found: Plan) -> str:
+    reason: str = next(one for one in found.status["conditions"] if one["type"] == "Accepted")["reason"]
+    return reason
+
+
+@pytest.mark.parametrize(
+    ("job", "spec"),
+    [
+        pytest.param(ray_job(started_at=None), {}, id="KubeRay has not seen it"),
+        pytest.param(ray_job(deployment_status="Initializing"), {}, id="its pods come up"),
+        pytest.param(ray_job(deployment_status="Running"), {}, id="its program is being submitted"),
+        pytest.param(ray_job(deployment_status="Running", job_status="PENDING"), {}, id="Ray has not begun it"),
+        pytest.param(ray_job(deployment_status="ValidationFailed"), {}, id="KubeRay refuses the older spec"),
+        pytest.param(ray_job(deployment_status="Suspended", suspended=True, started_at=None), QUEUE, id="it is queued"),
+    ],
+)
+def test_an_attempt_that_has_not_run_is_replaced_by_one_of_the_new_spec(job: RayJobFacts, spec: Any):
+    older = replace(job, **OLDER)
+    seen = replace(SEEN, ray_jobs=(older,), pods=(HEAD,))
+    told = next_plan(seen, {}, restart={"maxRestarts": 0}, **spec)
+    assert (told.look_again, told.deletions, told.children) == ((older,), (), ())
+    assert (told.status["phase"], told.status["reason"]) == ("Pending", "SpecChanged")
+    assert [one["outcome"] for one in told.status["attempts"]] == ["SpecChanged"]
+    assert told.requeue_seconds == 0
+    follows = next_plan(seen, told.status, restart={"maxRestarts": 0}, **spec)
+    assert follows.deletions == (older,)
+    assert follows.children[-1]["metadata"]["name"] == "tiny-abcde-2"
+    # The watch does not tell of the deletion yet.
+    made = replace(ray_job(2), spec_hash=follows.children[-1]["metadata"]["annotations"]["plinth.dev/spec-hash"])
+    now = next_plan(replace(seen, ray_jobs=(older, made)), told.status, restart={"maxRestarts": 0}, **spec)
+    assert (now.deletions, now.look_again, accepted(now)) == ((), (), "Accepted")
+    assert [one.get("outcome") for one in now.status["attempts"]] == ["SpecChanged", None]
+
+
+@pytest.mark.parametrize(
+    ("job", "tags"),
+    [
+        pytest.param(RUNNING, {}, id="Ray says so"),
+        pytest.param(
+            ray_job(deployment_status="Running"), {"plinth.trainingSince": at(9).isoformat()}, id="its run says so"
+        ),
+    ],
+)
+def test_an_attempt_that_has_run_goes_on_with_its_spec_and_a_condition_tells(job: RayJobFacts, tags: dict[str, str]):
+    found = plan(replace(LIVE, ray_jobs=(replace(job, **OLDER),), run=replace(RUN, tags=tags)))
+    assert (found.look_again, found.deletions, accepted(found)) == ((), (), "SpecChanged")
+
+
+def test_what_the_run_says_of_an_attempt_before_is_nothing_of_this_one():
+    run = replace(RUN, step=12, tags={"plinth.trainingSince": at(-9).isoformat()})
+    found = next_plan(replace(SEEN, ray_jobs=(ray_job(**OLDER),), run=run), {})
+    assert found.status["attempts"][-1]["outcome"] == "SpecChanged"
+
+
+def test_the_same_spec_read_by_another_plinth_is_no_change():
+    waiting = ray_job(spec_generation=1, **OLDER)
+    found = plan(replace(SEEN, ray_jobs=(waiting,)))
+    assert (found.look_again, found.deletions, accepted(found)) == ((), (), "Accepted")
+
+
+@pytest.mark.parametrize(
+    ("lacks", "spec", "reason"),
+    [
+        pytest.param({"claims": {}}, {}, "VolumeNotFound", id="something is missing"),
+        pytest.param({}, {"compute": {"workers": 3}}, "InvalidSpec", id="it is invalid"),
+    ],
+)
+def test_an_attempt_of_an_older_spec_does_not_run_while_the_new_one_cannot(lacks: Any, spec: Any, reason: str):
+    older = ray_job(**OLDER)
+    seen = replace(SEEN, ray_jobs=(older,), **lacks)
+    found = next_plan(seen, next_plan(seen, {}, **spec).status, **spec)
+    assert (found.deletions, found.children) == ((older,), ())
+    assert (found.status["phase"], found.status["reason"]) == ("Pending", reason)
+
+
+def test_a_job_that_kueue_has_stopped_goes_on_with_the_new_spec():
+    running = plan(LIVE, **QUEUE).status
+    held = replace(RUNNING, suspended=True, **OLDER)
+    told = next_plan(replace(SEEN, ray_jobs=(held,)), running, **QUEUE)
+    assert [one["outcome"] for one in told.status["attempts"]] == ["Preempted"]
+    assert (told.deletions, told.children) == ((), ())
+    follows = next_plan(replace(SEEN, ray_jobs=(held,)), told.status, **QUEUE)
+    assert follows.deletions == (held,)
+    assert follows.children[-1]["metadata"]["name"] == "tiny-abcde-2"
+
+
+PREEMPTED = replace(FAILED, message='{"plinth": "failure", "reason": "Preempted", "message": "made room"}')
+
+
+def test_an_end_is_told_before_the_next_attempt_begins():
+    told = next_plan(replace(SEEN, ray_jobs=(PREEMPTED,)), plan(LIVE).status)
+    assert (told.children, told.deletions, told.requeue_seconds) == ((), (), 0)
+    assert (told.status["phase"], told.status["reason"]) == ("Pending", "Preempted")
+    follows = next_plan(replace(SEEN, ray_jobs=(PREEMPTED,)), told.status)
+    assert follows.children[-1]["metadata"]["name"] == "tiny-abcde-2"
+    assert follows.deletions == ()
+    assert [one["outcome"] for one in told.status["attempts"]] == ["Preempted"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "spec", "expected"),
+    [
+        pytest.param(replace(LIVE, pods=()), {}, True, id="a lost head may be a pod that is seen late"),
+        pytest.param(LIVE, {"suspend": True}, False, id="a suspension has nothing to do with pods"),
+        pytest.param(LIVE, {"activeDeadlineSeconds": 30}, False, id="nor has a deadline"),
+    ],
+)
+def test_pods_are_looked_at_again_only_where_they_decide(seen: Observed, spec: Any, expected: bool):
+    found = plan(seen, **spec)
+    assert (found.deletions, found.look_at_pods) == ((RUNNING,), expected)
 
 
 def test_kueue_takes_the_machines_and_gives_them_back():
@@ -182,6 +300,27 @@ def test_kueue_takes_the_machines_and_gives_them_back():
         *("Queued", "Starting", "Queued", "Starting")
     ]
     assert [(one["number"], one.get("outcome")) for one in resumed["attempts"]] == [(1, "Preempted"), (2, None)]
+
+
+def test_a_job_that_goes_on_starts_until_it_trains_again():
+    tags = {"plinth.phase": "training", "plinth.startStep": "0", "plinth.trainingSince": at(9).isoformat()}
+    trained = replace(RUN, step=12, tags={**tags, "plinth.checkpointStep": "5", "plinth.checkpointUri": "file:///5"})
+    running = plan(replace(LIVE, run=trained), **QUEUE).status
+    held = replace(RUNNING, suspended=True)
+    preempted = plan(replace(SEEN, ray_jobs=(held,), run=trained), running, **QUEUE).status
+    assert [(one["lastStep"], one["lostSteps"]) for one in preempted["attempts"]] == [(12, 7)]
+    again = replace(LIVE, ray_jobs=(replace(RUNNING, started_at=at(80)),), run=trained)
+    starting = plan(again, preempted, now=90, **QUEUE).status
+    assert starting["phase"] == "Starting"
+    assert "fromStep" not in starting["attempts"][1]
+    # It had saved once more when its pods were asked to end.
+    since = replace(
+        trained, tags={**trained.tags, "plinth.startStep": "13", "plinth.trainingSince": at(95).isoformat()}
+    )
+    training = plan(replace(again, run=since), starting, now=99, **QUEUE).status
+    first, second = training["attempts"]
+    assert (training["phase"], second["fromStep"]) == ("Training", 13)
+    assert (first["lastStep"], first["lostSteps"]) == (13, 0)
 
 
 def test_a_suspension_whose_status_was_not_written_is_still_a_suspension():

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from plinth_api.errors import InvalidSpec
+from plinth_operator.settings import Settings
 from rendering import (
     SETTINGS,
     UID,
@@ -18,10 +19,10 @@ JOBS = ("PretrainJob", "FineTuneJob")
 KINDS = (*JOBS, "ModelService")
 
 
-def templates_of(kind: str, **changes: Any) -> dict[str, Any]:
+def templates_of(kind: str, settings: Settings = SETTINGS, **changes: Any) -> dict[str, Any]:
     resource = make(kind, **changes)
-    found = {"head": head_of(resource), "worker": worker_of(resource)}
-    return {**found, "submitter": submitter_of(resource)} if kind in JOBS else found
+    found = {"head": head_of(resource, settings), "worker": worker_of(resource, settings)}
+    return {**found, "submitter": submitter_of(resource, settings)} if kind in JOBS else found
 
 
 def variables_of(template: dict[str, Any]) -> dict[str, Any]:
@@ -151,6 +152,7 @@ def test_pods_of_a_job_have_time_to_save():
         drain = ["python", "-m", "plinth_workloads.train.drain", "/etc/plinth/run.json"]
         assert command == [*drain, "--timeout-seconds", "60"]
         assert variables_of(template)["RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"] == "20"
+        assert variables_of(template)["RAY_JOB_STOP_WAIT_TIME_S"] == "60"
 
 
 def test_pods_of_a_service_leave_the_time_to_ray():
@@ -241,6 +243,46 @@ def test_secrets_are_named_once_each_and_never_read():
     names = ["hub", "bucket", "validation", "mlflow"]
     for template in (head_of(job), worker_of(job)):
         assert ray_container(template)["envFrom"] == [{"secretRef": {"name": name}} for name in names]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_who_names_no_credentials_of_mlflow_gets_those_of_the_namespace_where_it_has_some(kind: str):
+    settings = SETTINGS.model_copy(update={"tracking_secret": "plinth-mlflow"})
+    optional = {"secretRef": {"name": "plinth-mlflow", "optional": True}}
+    for template in (head_of(make(kind), settings), worker_of(make(kind), settings)):
+        assert ray_container(template)["envFrom"] == [optional]
+
+
+def test_credentials_that_a_job_names_are_its_only_ones_and_must_exist():
+    settings = SETTINGS.model_copy(update={"tracking_secret": "plinth-mlflow"})
+    for name in ("own", "plinth-mlflow"):
+        job = make("PretrainJob", tracking={"secretRef": {"name": name}})
+        assert ray_container(worker_of(job, settings))["envFrom"] == [{"secretRef": {"name": name}}]
+
+
+def test_a_secret_that_is_needed_for_another_reason_is_not_optional():
+    settings = SETTINGS.model_copy(update={"tracking_secret": "all"})
+    service = make("ModelService", model={"uri": "hf://org/name", "secretRef": {"name": "all"}})
+    assert ray_container(worker_of(service, settings))["envFrom"] == [{"secretRef": {"name": "all"}}]
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        (1000, {"fsGroup": 1000, "fsGroupChangePolicy": "OnRootMismatch"}),
+        (2000, {"fsGroup": 2000, "fsGroupChangePolicy": "OnRootMismatch"}),
+        (0, {}),
+        (-1, {}),
+    ],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_volumes_belong_to_the_group_of_the_settings_or_to_the_cluster_s(
+    kind: str, setting: int, expected: dict[str, Any]
+):
+    settings = SETTINGS.model_copy(update={"fs_group": setting})
+    restricted = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    for template in templates_of(kind, settings).values():
+        assert template["spec"]["securityContext"] == {**restricted, **expected}
 
 
 def test_no_empty_list_is_written():

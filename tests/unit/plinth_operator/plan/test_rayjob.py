@@ -85,7 +85,9 @@ def test_anything_else_is_another_attempt(change: dict[str, Any]):
     assert attempt_spec_hash(make_pretrain_job(**change)) != attempt_spec_hash(make_pretrain_job())
 
 
-def test_the_rayjob_carries_the_hash_of_its_spec():
+def test_the_rayjob_says_which_spec_it_is_of():
     job = make("PretrainJob")
+    job = job.model_copy(update={"metadata": job.metadata.model_copy(update={"generation": 7})})
     annotations = children_of(job)["RayJob"]["metadata"]["annotations"]
     assert annotations["plinth.dev/spec-hash"] == attempt_spec_hash(job)
+    assert annotations["plinth.dev/generation"] == "7"

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from makers import make_model_service, make_pretrain_job
@@ -33,6 +35,7 @@ def test_the_run_carries_where_it_comes_from():
     assert run.tracking.run_id == "run-1"
     assert run.tracking.uri == "http://mlflow"
     assert run.output.model == "team-a.tiny"
+    assert run.tracking.experiment == "team-a.tiny"
     assert run.tracking.tags == {
         "plinth.uid": UID,
         "plinth.cluster": "west",
@@ -40,6 +43,16 @@ def test_the_run_carries_where_it_comes_from():
         "plinth.namespace": "team-a",
         "plinth.name": "tiny",
     }
+
+
+@pytest.mark.parametrize(
+    ("setting", "tracking", "secret"),
+    [("", {}, None), ("plinth-mlflow", {}, "plinth-mlflow"), ("plinth-mlflow", {"secretRef": {"name": "own"}}, "own")],
+)
+def test_the_run_names_the_secret_that_its_credentials_come_from(setting: str, tracking: Any, secret: str | None):
+    settings = SETTINGS.model_copy(update={"tracking_secret": setting})
+    job = make_pretrain_job(**PLACE, tracking=tracking)
+    assert resolve_train_run(job, resolve_settings_for(job, settings), {}).tracking.secret == secret
 
 
 def test_a_service_works_in_a_folder_of_its_pod():

@@ -58,7 +58,7 @@ WAITING_PODS = [
         "a worker that cannot pull its image",
         waiting_pod("ImagePullBackOff", 'Back-off pulling image "plinth-workloads:1": not found'),
         "ImagePullFailed",
-        [CLUSTER, "on node node-7", "image plinth-workloads:1", "not found", "pull secret"],
+        [CLUSTER, "on node node-7", "image plinth-workloads:1", "not found", "spec.compute.imagePullSecrets"],
     ),
     (
         "an init container with a wrong image name",

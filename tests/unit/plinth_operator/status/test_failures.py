@@ -40,6 +40,11 @@ def fails(*, message="", pods=(), clusters=(), run=None, **status):
 
 DRIVER = "Job entrypoint command failed with exit code 1, last available logs (truncated to 20,000 chars):\n"
 GLOO = "RuntimeError: [gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.7]:43511"
+TRAIN = (
+    "a worker failed: The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker "
+    "exit detail: Worker unexpectedly exits with a connection error code 2. End of file. Some common causes include: "
+    "(1) the process was killed by the OOM killer due to high memory usage"
+)
 ACTOR = "ray.exceptions.ActorDiedError: The actor died unexpectedly before finishing this task."
 
 FAILURES = [
@@ -130,6 +135,12 @@ FAILURES = [
         "kubectl",
     ),
     ("a worker process that died", {"message": record("UserCodeError", ACTOR)}, "ContainerCrashed", "worker pods"),
+    (
+        "a worker process that died, in Ray Train's words",
+        {"message": record("UserCodeError", TRAIN)},
+        "ContainerCrashed",
+        "worker pods",
+    ),
     (
         "a worker process that died with its container",
         {"message": record("UserCodeError", ACTOR), "pods": [crashed(139)]},

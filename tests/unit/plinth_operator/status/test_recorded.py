@@ -4,6 +4,7 @@
 """
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,8 @@ def job_status(ray_job: RayJobFacts, *, queue: str | None = None, has_head: bool
     head = PodFacts("Pod", "team-a", "head", "uid", UID, 1, role="head", ray_cluster=ray_job.ray_cluster)
     ended = "FINISHED" if ray_job.job_status == "SUCCEEDED" else "RUNNING"
     run = RunFacts("run-1", "1", status=ended, step=12, read_at=now)
+    # The recorded one is of another spec; a user has not changed it since.
+    ray_job = replace(ray_job, spec_generation=1)
     seen = Observed(ray_jobs=(ray_job,), pods=(head,) if has_head else (), run=run)
     return plan_job(document, seen, settings=SETTINGS, now=now).status
 

@@ -1,4 +1,4 @@
-"""What changes in place is no argument of the replicas: they would be made anew."""
+"""What changes in place is no argument of the replicas, which would be made anew; one replica fills one pod."""
 
 import pytest
 
@@ -44,3 +44,8 @@ def test_bounds_that_differ_scale_by_load():
 
 def test_bounds_that_agree_are_a_number():
     assert deployment(scaling={"minReplicas": 3, "maxReplicas": 3, "targetOngoingRequests": 8}).num_replicas == 3
+
+
+@pytest.mark.parametrize(("cpus", "asked"), [(0.0, 1), (0.25, 1), (1.5, 2), (4.0, 4)])
+def test_a_replica_takes_all_that_its_pod_offers(cpus, asked):
+    assert deployment(cpus=cpus).ray_actor_options["num_cpus"] == asked

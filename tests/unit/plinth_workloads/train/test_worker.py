@@ -1,13 +1,20 @@
-"""What Ray Train says of failed workers, as the failure to tell. Ray's own code makes the errors, without a cluster."""
+"""What is asked of Ray Train, and what it says of failed workers. Ray's own code makes the errors, no cluster runs."""
 
 import pickle
 import time
 
+import pytest
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 from ray.train.v2._internal.execution.worker_group.thread_runner import ThreadRunner
+from ray.train.v2.api.exceptions import WorkerGroupError
 
+from makers import make_pretrain_job, make_resolve_settings
+from plinth_api.resolve import resolve_train_run
 from plinth_workloads.errors import UserError
-from plinth_workloads.train.worker import _cause
+from plinth_workloads.train.worker import _cause, _resources_per_worker
+from rendering import cluster_of, make
 
 MISSING = UserError("DatasetNotFound", "file:///corpus.jsonl matches no file")
 
@@ -47,6 +54,21 @@ def test_a_sentence_of_any_worker_comes_before_a_consequence_in_the_first():
     assert (found.reason, found.message) == (MISSING.reason, MISSING.message)
 
 
+def test_a_process_that_died_comes_before_what_that_did_to_the_others():
+    died = WorkerHealthCheckFailedError("rank 1", ActorDiedError())
+    found = _cause(WorkerGroupError("two failed", {0: RuntimeError("Connection closed by peer"), 1: died}))
+    assert (found.reason, found.message) == ("UserCodeError", f"a worker failed: {ActorDiedError()}")
+
+
 def test_a_failure_without_a_sentence_gives_its_last_line():
     found = _cause(ray_error(raise_consequence))
     assert (found.reason, found.message) == ("UserCodeError", "a worker failed: while waiting for rank 0")
+
+
+@pytest.mark.parametrize("wanted", [{"cpus": 0}, {"cpus": "250m"}, {"cpus": "1500m"}, {"cpus": 8, "gpus": 2}], ids=str)
+def test_a_worker_takes_all_that_its_pod_offers(wanted):
+    compute = {"workers": 2, "perWorker": wanted}
+    run = resolve_train_run(make_pretrain_job(compute=compute), make_resolve_settings(), {})
+    (group,) = cluster_of(make("PretrainJob", compute=compute))["workerGroupSpecs"]
+    offered = {name.removeprefix("num-")[:-1].upper(): int(number) for name, number in group["rayStartParams"].items()}
+    assert _resources_per_worker(run) == offered
