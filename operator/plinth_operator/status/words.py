@@ -18,7 +18,7 @@ _COLLECTIVE = re.compile(
     re.IGNORECASE,
 )
 _NODE = re.compile(r"NodeDiedError|its node has died|node .* (was|has been) (terminated|preempted)", re.IGNORECASE)
-# An actor whose constructor raised "died" too, but of an error of the program. Ray Train gives the words without the name.
+# An actor whose constructor raised "died" too, of an error of the program. Ray Train gives the words without the name.
 _DIED = re.compile(
     r"(ActorDiedError|ActorUnavailableError|WorkerCrashedError|OwnerDiedError"
     r"|its worker process has died|actor died unexpectedly)(?!.*creation task)"
