@@ -14,7 +14,7 @@ from typing import Any
 from cluster.control_plane import wait_until
 from makers import pretrain_document
 from plinth_workloads.train.progress import read_progress
-from teams import Document, Team
+from teams import ENDED, Document, Team
 
 KIND = "pretrainjob"
 CLAIMS = Path(__file__).resolve().parents[1] / "examples" / "demo" / "data" / "claims.yaml"
@@ -125,6 +125,8 @@ class SmallJob:
 
         def first() -> Document | None:
             begun = [event for event in self.events() if event["event"] == "started" and event["time"] > since]
+            if not begun and (phase := self.status().get("phase")) in ENDED:
+                raise TimeoutError(f"{self.name} is {phase}, and will not begin")
             return begun[0] if begun else None
 
         try:

@@ -216,9 +216,18 @@ def test_kuberay_can_come_and_go(tmp_path):
         plane.start_api_server()
         plane.request("PATCH", *finalizers_off(namespace))
         plane.remove_kuberay_crds()
-        with pytest.raises(urllib.error.HTTPError, match="404"):
-            plane.request("GET", "/apis/ray.io/v1/rayjobs")
+        # What serves a kind ends a moment after its definition.
+        wait_until(lambda: answer_to(plane, "/apis/ray.io/v1/rayjobs") == 404, 30, "the end of the kind")
         assert re.search("Starting workers", plane.log("kuberay-operator").read_text())
+
+
+def answer_to(plane, path):
+    """The status code of a GET."""
+    try:
+        plane.request("GET", path)
+    except urllib.error.HTTPError as error:
+        return error.code
+    return 200
 
 
 def finalizers_off(namespace):

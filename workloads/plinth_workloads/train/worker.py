@@ -5,7 +5,7 @@ import os
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -16,6 +16,9 @@ from plinth_workloads.errors import UserError
 
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 """Rows and weights do not travel through Ray's object store, so it can be small."""
+
+_MOST_CHARACTERS = 1000
+"""Of what Ray says of a death."""
 
 
 def train_with_ray(run: TrainRun) -> None:
@@ -83,11 +86,17 @@ def _cause(error: WorkerGroupError) -> Exception:
             if isinstance(seen, UserError):
                 return seen
             seen = seen.__cause__
-    first = next(filter(_is_death, failures), failures[0] if failures else error)
+    deaths = [death for death in map(_death_of, failures) if death is not None]
+    # With the name: the text ends in advice, and what is read from it is the name.
+    for death in sorted(deaths, key=lambda death: not isinstance(death, OutOfMemoryError)):
+        text = " ".join(str(death).split())[:_MOST_CHARACTERS]
+        return UserError("UserCodeError", f"a worker failed: ray.exceptions.{type(death).__name__}: {text}")
+    first = failures[0] if failures else error
     said = str(first).strip().splitlines() or [type(first).__name__]
     return UserError("UserCodeError", f"a worker failed: {said[-1]}")
 
 
-def _is_death(failure: BaseException) -> bool:
-    """Whether a worker's process died, of which errors in the others are a consequence."""
-    return isinstance(getattr(failure, "health_check_failure", failure), RayActorError)
+def _death_of(failure: BaseException) -> RayError | None:
+    """How a worker's process died, of which errors in the others are a consequence; None where it did not."""
+    seen = getattr(failure, "health_check_failure", failure)
+    return seen if isinstance(seen, RayActorError | OutOfMemoryError) else None

@@ -142,6 +142,12 @@ FAILURES = [
         "worker pods",
     ),
     (
+        "a worker process that Ray ended for lack of memory",
+        {"message": record("UserCodeError", f"a worker failed: ray.exceptions.OutOfMemoryError: {'Task ' * 100}")},
+        "HostOutOfMemory",
+        "raise compute.perWorker.memory",
+    ),
+    (
         "a worker process that died with its container",
         {"message": record("UserCodeError", ACTOR), "pods": [crashed(139)]},
         "ContainerCrashed",

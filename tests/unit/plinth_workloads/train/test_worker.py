@@ -4,7 +4,7 @@ import pickle
 import time
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.worker_group.poll import WorkerGroupPollStatus, WorkerStatus
 from ray.train.v2._internal.execution.worker_group.thread_runner import ThreadRunner
@@ -54,10 +54,25 @@ def test_a_sentence_of_any_worker_comes_before_a_consequence_in_the_first():
     assert (found.reason, found.message) == (MISSING.reason, MISSING.message)
 
 
-def test_a_process_that_died_comes_before_what_that_did_to_the_others():
-    died = WorkerHealthCheckFailedError("rank 1", ActorDiedError())
-    found = _cause(WorkerGroupError("two failed", {0: RuntimeError("Connection closed by peer"), 1: died}))
-    assert (found.reason, found.message) == ("UserCodeError", f"a worker failed: {ActorDiedError()}")
+MEMORY = OutOfMemoryError("Task was killed due to the node running low on memory.\nRefer to the documentation")
+
+
+@pytest.mark.parametrize(
+    ("deaths", "told"),
+    [
+        pytest.param([ActorDiedError()], "ray.exceptions.ActorDiedError: The actor died unexpectedly", id="killed"),
+        pytest.param(
+            [ActorDiedError(), MEMORY],
+            "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory. Refer",
+            id="out of memory",
+        ),
+    ],
+)
+def test_a_process_that_died_comes_before_what_that_did_to_the_others(deaths, told):
+    failures = [RuntimeError("Connection closed by peer"), *(WorkerHealthCheckFailedError("it", it) for it in deaths)]
+    found = _cause(WorkerGroupError("some failed", dict(enumerate(failures))))
+    assert found.reason == "UserCodeError"
+    assert found.message.startswith(f"a worker failed: {told}")
 
 
 def test_a_failure_without_a_sentence_gives_its_last_line():
