@@ -37,7 +37,7 @@ def test_a_job_gets_its_ray_objects_its_run_and_an_honest_status(cluster, tracki
     assert ray_job["metadata"]["ownerReferences"][0]["uid"] == uid
     document = json.loads(cluster.items("", "configmaps")[-1]["data"]["run.json"])
     assert document["tracking"]["runId"] == status["tracking"]["runId"]
-    run = mlflow.MlflowClient(tracking.uri).get_run(status["tracking"]["runId"])
+    run = mlflow.MlflowClient(tracking.uri, tracking.uri).get_run(status["tracking"]["runId"])
     assert run.data.tags["plinth.uid"] == uid
     assert "nodes" in status["message"]
     assert [attempt["rayJob"] for attempt in status["attempts"]] == [ray_job["metadata"]["name"]]
@@ -60,7 +60,7 @@ def test_an_alias_that_is_missing_holds_a_fine_tuning_until_it_is_there(cluster,
     cluster.create(document)
     status = cluster.wait_status(document, phase="Pending", reason="ModelNotFound")
     assert f"models:/{cluster.name}.base@champion" in status["message"]
-    client = mlflow.MlflowClient(tracking.uri)
+    client = mlflow.MlflowClient(tracking.uri, tracking.uri)
     name = f"{cluster.name}.base"
     register(client, name)
     client.set_registered_model_alias(name, "champion", "1")
@@ -135,7 +135,7 @@ def test_a_deleted_job_leaves_nothing_behind_and_its_run_is_ended(cluster, track
     status = cluster.wait_status(pretrain(), phase="Starting")
     cluster.delete(pretrain())
     wait_until(lambda: cluster.ray_jobs() == [], 60, "the end of the RayJob")
-    client = mlflow.MlflowClient(tracking.uri)
+    client = mlflow.MlflowClient(tracking.uri, tracking.uri)
     run_id = status["tracking"]["runId"]
     wait_until(lambda: client.get_run(run_id).info.status == "KILLED", 30, "the end of the MLflow run")
 
@@ -144,7 +144,7 @@ def test_a_finished_job_keeps_its_state_when_its_children_are_gone(cluster, trac
     cluster.claim("corpora", "checkpoints")
     cluster.create(pretrain())
     status = cluster.wait_status(pretrain(), phase="Starting")
-    client = mlflow.MlflowClient(tracking.uri)
+    client = mlflow.MlflowClient(tracking.uri, tracking.uri)
     run_id = status["tracking"]["runId"]
     for tag, value in {"gate": "Passed", "modelName": "team.tiny", "modelVersion": "3", "phase": "finished"}.items():
         client.set_tag(run_id, f"plinth.{tag}", value)
@@ -177,7 +177,7 @@ def test_a_failed_program_is_final_and_says_what_the_program_said(cluster):
 
 
 def test_a_service_gets_a_ray_service_and_follows_its_alias_in_place(cluster, tracking):
-    client = mlflow.MlflowClient(tracking.uri)
+    client = mlflow.MlflowClient(tracking.uri, tracking.uri)
     name = f"{cluster.name}.tiny-chat"
     register(client, name, versions=2)
     client.set_registered_model_alias(name, "champion", "1")

@@ -32,7 +32,7 @@ def tracking(uri, uid, **changes):
 
 
 def history(server, run_id, key):
-    return {point.step: point.value for point in MlflowClient(server.uri).get_metric_history(run_id, key)}
+    return {point.step: point.value for point in MlflowClient(server.uri, server.uri).get_metric_history(run_id, key)}
 
 
 def test_a_second_attempt_goes_on_in_the_same_run(server):
@@ -45,7 +45,7 @@ def test_a_second_attempt_goes_on_in_the_same_run(server):
     second.log_params({"lr": 0.2, "new": 1})
     second.log_metrics(2, {"train/loss": float("nan")})
     second.close("FINISHED")
-    run = MlflowClient(server.uri).get_run(first.run_id)
+    run = MlflowClient(server.uri, server.uri).get_run(first.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["lr"] == "0.1"
     assert run.data.params["new"] == "1"
@@ -58,7 +58,7 @@ def test_a_given_run_is_used(server):
     again = Tracker(tracking(server.uri, "other-uid", run_id=first.run_id))
     assert again.run_id == first.run_id
     again.close("RUNNING")
-    assert MlflowClient(server.uri).get_run(first.run_id).info.status == "RUNNING"
+    assert MlflowClient(server.uri, server.uri).get_run(first.run_id).info.status == "RUNNING"
 
 
 def test_an_outage_stops_nothing_and_loses_no_point(server):
@@ -74,7 +74,7 @@ def test_an_outage_stops_nothing_and_loses_no_point(server):
     tracker.close("FINISHED")
     points = history(server, tracker.run_id, "train/loss")
     assert points == pytest.approx({0: 9.0} | {step: 1 / step for step in range(1, 2501)})
-    assert MlflowClient(server.uri).get_run(tracker.run_id).info.status == "FINISHED"
+    assert MlflowClient(server.uri, server.uri).get_run(tracker.run_id).info.status == "FINISHED"
 
 
 def test_the_machines_load_is_recorded(server, monkeypatch):
@@ -82,7 +82,12 @@ def test_the_machines_load_is_recorded(server, monkeypatch):
     tracker = Tracker(tracking(server.uri, "system"))
     time.sleep(4)
     tracker.close("FINISHED")
-    assert MlflowClient(server.uri).get_run(tracker.run_id).data.metrics["system/system_memory_usage_megabytes"] > 0
+    assert (
+        MlflowClient(server.uri, server.uri)
+        .get_run(tracker.run_id)
+        .data.metrics["system/system_memory_usage_megabytes"]
+        > 0
+    )
 
 
 def test_a_version_is_registered_once_and_found_by_its_alias(server, tmp_path):
@@ -97,7 +102,9 @@ def test_a_version_is_registered_once_and_found_by_its_alias(server, tmp_path):
     assert resolve_alias(server.uri, "models:/tiny@champion") == version
     assert resolve_alias(server.uri, "models:/nobody@champion") is None
     tracker.close("FINISHED")
-    assert MlflowClient(server.uri).get_model_version("tiny", version.version).tags["plinth.uid"] == "registry"
+    assert (
+        MlflowClient(server.uri, server.uri).get_model_version("tiny", version.version).tags["plinth.uid"] == "registry"
+    )
     assert (download(server.uri, version.uri, tmp_path / "copy") / "config.json").read_text() == "{}"
 
 

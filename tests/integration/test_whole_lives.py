@@ -91,7 +91,7 @@ def trains(stage, cluster, tracking):
     assert cluster.get(JOB)["status"]["phase"] == "Starting"
     stage.ray_says("RUNNING")
     run_id = cluster.get(JOB)["status"]["tracking"]["runId"]
-    client = mlflow.MlflowClient(tracking.uri)
+    client = mlflow.MlflowClient(tracking.uri, tracking.uri)
     client.set_tag(run_id, "plinth.phase", "training")
     cluster.wait_status(JOB, phase="Training")
     return run_id
@@ -119,7 +119,7 @@ def test_a_job_trains_and_succeeds(stage, cluster, tracking):
     run_id = trains(stage, cluster, tracking)
     stage.ray_says("SUCCEEDED", "Job finished successfully.")
     stage.wait_job("Running", "SUCCEEDED")
-    client = mlflow.MlflowClient(tracking.uri)
+    client = mlflow.MlflowClient(tracking.uri, tracking.uri)
     for tag, value in {"gate": "Passed", "modelName": "tiny", "modelVersion": "1", "phase": "finished"}.items():
         client.set_tag(run_id, f"plinth.{tag}", value)
     client.set_terminated(run_id, "FINISHED")
@@ -154,7 +154,7 @@ def test_a_head_that_goes_ends_the_attempt_and_the_next_one_trains_on(stage, clu
     # The run still has the tags of the attempt before.
     assert cluster.get(JOB)["status"]["phase"] == "Starting"
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    mlflow.MlflowClient(tracking.uri).set_tag(run_id, "plinth.trainingSince", now)
+    mlflow.MlflowClient(tracking.uri, tracking.uri).set_tag(run_id, "plinth.trainingSince", now)
     assert len(cluster.wait_status(JOB, phase="Training")["attempts"]) == 2
 
 
