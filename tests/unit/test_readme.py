@@ -75,8 +75,8 @@ def test_the_yaml_is_the_demo_s(name):
 
 def test_the_make_targets_exist():
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    targets = set(re.findall(r"^  ([a-z-]+) ", listed, re.MULTILINE))
-    named = set(re.findall(r"`make ([a-z-]+)", README))
+    targets = set(re.findall(r"^  ([a-z0-9-]+) ", listed, re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z0-9-]+)", README))
     assert {"demo", "test"} <= named
     assert named <= targets
 
