@@ -2,7 +2,6 @@
 
 import base64
 import json
-import subprocess
 import urllib.request
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from charts import CHART, helm
 from cluster.addons import KUBERAY_NAMESPACE, kuberay_objects
 from cluster.images import image
 from cluster.node import Node
-from teams import OPERATOR_NAMESPACE, Document, Team, add_volume
+from teams import OPERATOR_NAMESPACE, Document, Team, add_volume, kubectl
 
 NAMESPACE = OPERATOR_NAMESPACE
 TRACKING_URL = f"http://plinth-mlflow.{NAMESPACE}.svc.cluster.local:5000"
@@ -54,12 +53,6 @@ class Release:
         secret = plane.request("GET", f"/api/v1/namespaces/{NAMESPACE}/secrets/plinth-mlflow-admin")["data"]
         self._password = base64.b64decode(secret["password"]).decode()
 
-    def uninstall(self) -> None:
-        """Remove the chart's objects, as `helm uninstall` does."""
-        target = ("--kubeconfig", str(self.node.plane.kubeconfig), "--namespace", NAMESPACE)
-        answer = helm("uninstall", "plinth", *target)
-        assert answer.returncode == 0, answer.stderr
-
     def team(self, name: str) -> Team:
         """A namespace with credentials for MLflow, as docs/operations.md says."""
         team = Team(self.node, name, self._folder)
@@ -73,20 +66,16 @@ class Release:
 
     def kubectl(self, *arguments: str) -> str:
         """What the command prints, in the release's namespace."""
-        target = ("--kubeconfig", str(self.node.plane.kubeconfig), "--namespace", NAMESPACE)
-        command = [str(self.node.plane.kubectl()), *target, *arguments]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert answer.returncode == 0, f"kubectl {' '.join(arguments)}: {answer.stderr}"
-        return answer.stdout
+        return kubectl(self.node, NAMESPACE, *arguments)
 
     def _wait_for_deployment(self, namespace: str, name: str) -> None:
-        command = [str(self.node.plane.kubectl()), "--kubeconfig", str(self.node.plane.kubeconfig), "-n", namespace]
-        wait = [*command, "wait", "--for=condition=Available", f"deployment/{name}", "--timeout=240s"]
-        answer = subprocess.run(wait, capture_output=True, text=True, check=False)
-        if answer.returncode != 0:
-            told = [["describe", "pods"], ["logs", f"deployment/{name}", "--tail=50"]]
-            shown = [subprocess.run([*command, *words], capture_output=True, text=True, check=False) for words in told]
-            raise AssertionError(answer.stderr + "\n".join(found.stdout + found.stderr for found in shown))
+        wait = ("wait", "--for=condition=Available", f"deployment/{name}", "--timeout=240s")
+        try:
+            kubectl(self.node, namespace, *wait)
+        except AssertionError as error:
+            told = [("describe", "pods"), ("logs", f"deployment/{name}", "--tail=50")]
+            shown = [kubectl(self.node, namespace, *words, check=False) for words in told]
+            raise AssertionError("\n".join([str(error), *shown])) from None
 
     # ---- MLflow
 

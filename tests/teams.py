@@ -29,11 +29,7 @@ class Team:
 
     def kubectl(self, *arguments: str, text: str | None = None, check: bool = True) -> str:
         """What the command prints; without `check`, also where it fails, and with what it says about that."""
-        target = ("--kubeconfig", str(self.node.plane.kubeconfig), "--namespace", self.name)
-        command = [str(self.node.plane.kubectl()), *target, *arguments]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False, input=text)
-        assert not check or answer.returncode == 0, f"kubectl {' '.join(arguments)}: {answer.stderr}"
-        return answer.stdout if check else answer.stdout + answer.stderr
+        return kubectl(self.node, self.name, *arguments, text=text, check=check)
 
     def apply(self, *documents: Document) -> None:
         """Apply documents as `kubectl apply -f` does."""
@@ -110,6 +106,15 @@ class Team:
             parts.append(f"--- {pod_name}\n" + self.kubectl("logs", pod_name, "--tail=40", check=False))
         said = self.kubectl("logs", "--namespace", OPERATOR_NAMESPACE, "deployment/plinth", "--tail=60", check=False)
         return "\n".join([*parts, f"--- the operator\n{said}"])
+
+
+def kubectl(node: Node, namespace: str, *arguments: str, text: str | None = None, check: bool = True) -> str:
+    """What the command prints; without `check`, also where it fails, and with what it says about that."""
+    target = ("--kubeconfig", str(node.plane.kubeconfig), "--namespace", namespace)
+    command = [str(node.plane.kubectl()), *target, *arguments]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, input=text)
+    assert not check or answer.returncode == 0, f"kubectl {' '.join(arguments)}: {answer.stderr}"
+    return answer.stdout if check else answer.stdout + answer.stderr
 
 
 def step_of(status: Document) -> int:

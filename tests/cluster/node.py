@@ -32,7 +32,7 @@ class Node:
     def __init__(self, folder: Path, *, images: Iterable[str] = IMAGES) -> None:
         """Say what can run on it."""
         cgroup = os.environ.get(CGROUP_VARIABLE)
-        assert cgroup, "a node changes the machine: run this through `python -m cluster.sandbox -- COMMAND`"
+        assert cgroup, "a node changes the machine: run this through `python -m cluster.e2e`"
         folder.mkdir(parents=True, exist_ok=True)
         self._images = tuple(images)
         self._cgroup = cgroup

@@ -1,9 +1,11 @@
 """Who hears of a run's steps: the progress file that a runner follows, and the MLflow run."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from plinth_api.run_tags import CHECKPOINT_STEP, CHECKPOINT_URI
+from plinth_api.run_tags import CHECKPOINT_STEP, CHECKPOINT_URI, PHASE, Phase
 from plinth_workloads.tracking import Tracker
 from plinth_workloads.train.checkpoint import Checkpoint
 from plinth_workloads.train.progress import ProgressLog, read_progress
@@ -57,6 +59,12 @@ class TrackingReporter:
         self._tracker.log_tags(checkpoint_tags(checkpoint))
 
 
+def publish_phase(tracker: Tracker | None, phase: Phase, tags: Mapping[str, str] | None = None) -> None:
+    """Tell the operator where the run stands, with other tags of the same moment."""
+    if tracker is not None:
+        tracker.log_tags({PHASE: phase, **(tags or {})})
+
+
 def checkpoint_tags(checkpoint: Checkpoint) -> dict[str, str]:
     """Tags of the run that say which checkpoint is the newest."""
     return {CHECKPOINT_STEP: str(checkpoint.step), CHECKPOINT_URI: checkpoint.uri}
@@ -72,3 +80,16 @@ def loss_history(folder: Path) -> tuple[list[tuple[int, float]], list[tuple[int,
         elif event["event"] == "evaluation" and "loss" in event["metrics"]:
             validation[event["step"]] = event["metrics"]["loss"]
     return sorted(training.items()), sorted(validation.items())
+
+
+def flat_parameters(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` as `{"a.b": 1}`, as MLflow's parameters are."""
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        if isinstance(value, dict):
+            flat |= flat_parameters(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = (
+                json.dumps(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+            )
+    return flat

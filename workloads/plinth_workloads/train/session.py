@@ -3,10 +3,9 @@
 Every process of the run executes this; what only one may do, the first does.
 """
 
-import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -42,7 +41,14 @@ from plinth_workloads.train.loop import Metrics, Reporter, TrainLoop
 from plinth_workloads.train.optim import build_optimizers
 from plinth_workloads.train.parallel import Workers, join_workers, replicate_loss, shard_model
 from plinth_workloads.train.progress import LOCK_FILE, STOP_FILE, ProgressLog
-from plinth_workloads.train.reporting import ProgressReporter, TrackingReporter, checkpoint_tags, loss_history
+from plinth_workloads.train.reporting import (
+    ProgressReporter,
+    TrackingReporter,
+    checkpoint_tags,
+    flat_parameters,
+    loss_history,
+    publish_phase,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -82,23 +88,23 @@ def run_training(run: TrainRun) -> Literal["finished", "stopped"]:
             if tracker and log:
                 log.write("run", runId=tracker.run_id, experimentId=tracker.experiment_id, runUrl=tracker.run_url)
                 tracker.remove_tags((run_tags.FAILURE_REASON, run_tags.FAILURE_MESSAGE))
-            _publish_phase(tracker, "preparing")
+            publish_phase(tracker, "preparing")
             session = open_session(run, workers, log, tracker)
             outcome = session.loop.train()
             if outcome == "stopped":
                 status = "RUNNING"
-                _publish_phase(tracker, "stopped")
+                publish_phase(tracker, "stopped")
                 _write(log, "stopped", step=session.loop.state.step)
             else:
                 _conclude(session)
-                _publish_phase(tracker, "finished")
+                publish_phase(tracker, "finished")
                 status = "FINISHED"
         except BaseException as error:
             status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
             told = as_user_error(error)
             message = told.message[: run_tags.MAX_MESSAGE_LENGTH]
             failure = {run_tags.FAILURE_REASON: told.reason, run_tags.FAILURE_MESSAGE: message}
-            _publish_phase(tracker, "failed", failure)
+            publish_phase(tracker, "failed", failure)
             raise
         finally:
             _close(tracker, log, status)
@@ -249,7 +255,7 @@ def _log_inputs(session: Session, tracker: Tracker) -> None:
     document = Path(run.work_dir) / "run.json"
     tracker.log_params(
         {
-            **_flat(
+            **flat_parameters(
                 run.model_dump(mode="json", by_alias=True, include={"model", "lora", "data", "training", "workers"})
             ),
             "data.fingerprint": data.fingerprint,
@@ -267,7 +273,7 @@ def _log_inputs(session: Session, tracker: Tracker) -> None:
 def _conclude(session: Session) -> None:
     """Decide the gate, write the model, register it and move the alias."""
     run = session.run
-    _publish_phase(session.tracker, "evaluating")
+    publish_phase(session.tracker, "evaluating")
     _write(session.log, "evaluating")
     metrics = session.loop.state.evaluations.get(str(session.loop.num_steps), {})
     verdict = decide_gate(run.evaluation.gate, metrics, _references(session))
@@ -356,11 +362,6 @@ def _register(session: Session, tracker: Tracker, folder: Path, metrics: Metrics
     return version
 
 
-def _publish_phase(tracker: Tracker | None, phase: run_tags.Phase, tags: Mapping[str, str] | None = None) -> None:
-    if tracker is not None:
-        tracker.log_tags({run_tags.PHASE: phase, **(tags or {})})
-
-
 def _publish_start(session: Session) -> None:
     """Say where this attempt starts, and which checkpoint there is: an attempt that was killed may not have said it."""
     loop, checkpoint = session.loop, newest_checkpoint(Path(session.run.checkpoint.uri.removeprefix("file://")))
@@ -369,7 +370,7 @@ def _publish_start(session: Session) -> None:
         run_tags.START_STEP: str(loop.state.step),
         run_tags.TRAINING_SINCE: datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    _publish_phase(session.tracker, "training", {**steps, **(checkpoint_tags(checkpoint) if checkpoint else {})})
+    publish_phase(session.tracker, "training", {**steps, **(checkpoint_tags(checkpoint) if checkpoint else {})})
 
 
 def _close(tracker: Tracker | None, log: ProgressLog | None, status: str) -> None:
@@ -388,16 +389,3 @@ def _write(log: ProgressLog | None, event: str, **values: Any) -> None:
 
 def _num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
-
-
-def _flat(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` as `{"a.b": 1}`, as MLflow's parameters are."""
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = (
-                json.dumps(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-            )
-    return flat
