@@ -20,7 +20,7 @@ demo: $(STAMP) ## Pretrain, fine-tune, evaluate, register, serve and ask: all on
 
 ##@ Tests
 .PHONY: test
-test: lint test-unit test-integration ## Everything that CI runs
+test: lint test-unit test-integration e2e ## Everything that CI runs
 
 .PHONY: test-unit
 test-unit: $(STAMP) ## The inner loop, under a minute
@@ -125,6 +125,10 @@ bench-train: $(STAMP) ## The loop's overhead and throughput, written to benchmar
 .PHONY: bench-operator
 bench-operator: $(STAMP) cluster-binaries ## The operator's speed, memory and writes with 1,000 jobs, half an hour (SHORT=1: a tenth, no record)
 	PYTHONPATH=operator:tests $(BIN)/python benchmarks/reconcile.py $(if $(SHORT),--short)
+
+.PHONY: bench-platform
+bench-platform: $(STAMP) ## What the platform costs a training: two worker pods against torchrun in one (root, 20 minutes)
+	PYTHONPATH=operator:tests $(BIN)/python benchmarks/platform_cost.py
 
 .PHONY: clean
 clean: ## Remove the environment, caches and local runs

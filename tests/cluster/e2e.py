@@ -18,18 +18,22 @@ QUEUE_FLAG = "--with-kueue"
 
 
 def main(arguments: list[str]) -> int:
-    """Prepare and run; pytest's exit code."""
+    """Run pytest with these arguments; its exit code."""
+    command = [sys.executable, "-m", "pytest", *(word for word in arguments if word != QUEUE_FLAG)]
+    return run_where_a_node_can_be(command, with_kueue=QUEUE_FLAG in arguments)
+
+
+def run_where_a_node_can_be(command: list[str], *, with_kueue: bool = False) -> int:
+    """Prepare what a node needs and run a command in a sandbox; its exit code."""
     if reason := why_not():
         tell(f"no node on this machine, its tests are left out: {reason}")
         return 1 if os.environ.get("CI") else 0
-    with_kueue = QUEUE_FLAG in arguments
     try:
         ensure_packages()
     except PackagesMissing as error:
         tell(str(error))
         return 1
     ensure_assets(CONTROL_PLANE + NODE + (QUEUES if with_kueue else ()))
-    command = [sys.executable, "-m", "pytest", *(word for word in arguments if word != QUEUE_FLAG)]
     with held_images((*IMAGES, *(("kueue",) if with_kueue else ()))):
         return run(command)
 
