@@ -122,8 +122,8 @@ class Next:
 def next_step(attempts: Sequence[Attempt], max_restarts: int, now: datetime) -> Next:
     """What to do after the last attempt.
 
-    Failures of the infrastructure count against `max_restarts` and are followed by a wait that doubles; preemptions
-    and suspensions count nothing; a user's error is final.
+    Failures of the infrastructure count against `max_restarts` and are followed by a wait, which doubles as long as no
+    attempt gets further; preemptions and suspensions count nothing; a user's error is final.
     """
     if not attempts:
         return Next("start")
@@ -136,14 +136,33 @@ def next_step(attempts: Sequence[Attempt], max_restarts: int, now: datetime) -> 
     retry = retry_of(outcome)
     if retry is Retry.FREE:
         return Next("start")
-    failures = num_failures(attempts)
-    if retry is Retry.FINAL or failures > max_restarts:
+    if retry is Retry.FINAL or num_failures(attempts) > max_restarts:
         return Next("fail")
-    due = last.finished_at + min(_LAST_BACKOFF, _FIRST_BACKOFF * 2 ** min(failures - 1, 10))
+    due = last.finished_at + min(_LAST_BACKOFF, _FIRST_BACKOFF * 2 ** min(_failures_in_a_row(attempts) - 1, 10))
     return Next("start") if now >= due else Next("wait", due)
 
 
 def num_failures(attempts: Sequence[Attempt]) -> int:
     """The attempts that count against restart.maxRestarts."""
-    outcomes = [attempt.outcome for attempt in attempts if attempt.outcome is not None]
-    return sum(REASONS[outcome].retry is Retry.BUDGET for outcome in outcomes if outcome in REASONS)
+    return sum(_is_failure(attempt) for attempt in attempts)
+
+
+def _failures_in_a_row(attempts: Sequence[Attempt]) -> int:
+    """The failures at the end, back to the last attempt that has saved steps."""
+    count = 0
+    for attempt in reversed(attempts):
+        count += _is_failure(attempt)
+        if _has_saved_steps(attempt):
+            break
+    return count
+
+
+def _is_failure(attempt: Attempt) -> bool:
+    outcome = attempt.outcome
+    return outcome is not None and outcome in REASONS and REASONS[outcome].retry is Retry.BUDGET
+
+
+def _has_saved_steps(attempt: Attempt) -> bool:
+    if attempt.from_step is None or attempt.last_step is None:
+        return False
+    return attempt.last_step - (attempt.lost_steps or 0) > attempt.from_step

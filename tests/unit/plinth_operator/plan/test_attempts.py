@@ -186,6 +186,22 @@ def test_next_step(attempts: list[Attempt], now: float, expected: Next):
     assert next_step(attempts, 3, at(now)) == expected
 
 
+@pytest.mark.parametrize(
+    ("last_step", "lost_steps", "wait"),
+    [
+        pytest.param(40, 0, 10, id="an attempt that saved steps is followed at once"),
+        pytest.param(40, 20, 40, id="steps that no checkpoint holds are no progress"),
+        pytest.param(None, None, 40, id="nor is an attempt that never trained"),
+    ],
+)
+def test_the_wait_begins_anew_with_progress(last_step: int | None, lost_steps: int | None, wait: float):
+    further = over(3, "NodeLost", from_step=20, last_step=last_step, lost_steps=lost_steps)
+    attempts = [over(1, "NodeLost"), over(2, "HeadLost"), further]
+    assert next_step(attempts, 99, at(100)) == Next("wait", at(100 + wait))
+    after = [*attempts, over(4, "NodeLost")]
+    assert next_step(after, 99, at(100)).at == at(100 + 2 * wait)
+
+
 def test_the_wait_grows_to_six_minutes():
     waits = [
         next_step([over(number, "NodeLost") for number in range(1, count + 1)], 99, at(100)).at for count in range(1, 9)
