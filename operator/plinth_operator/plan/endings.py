@@ -31,7 +31,8 @@ class End:
         at: When.
         cause: Why, for people.
         deletions: What must be deleted before the end is told.
-        look_again: RayJobs whose end is told first, if they are still as they were seen.
+        look_again: RayJobs that go after the end was told, if they are still as they were seen: one that is gone
+            without a word was deleted by somebody else.
         look_at_pods: Whether it follows from pods that are not seen.
         wait_for_record: Whether MLflow must say more before the end is known.
     """
@@ -62,7 +63,7 @@ def end_of(look: Look, live: Attempt, attempts: Sequence[Attempt]) -> End | None
     limit = job.spec.active_deadline_seconds
     if limit is not None and seconds_held(attempts, now) > limit:
         message = f"activeDeadlineSeconds: all attempts together have taken {limit} s; raise it and apply again"
-        return End("DeadlineExceeded", now, Cause("DeadlineExceeded", message), [ray_job])
+        return End("DeadlineExceeded", now, Cause("DeadlineExceeded", message), look_again=[ray_job])
     if look.queued and is_preempted_by_queue(live, ray_job):
         cause = waiting_cause(pods, clusters, seen.workloads) or Cause(
             "WaitingForQuota", "Kueue took the machines back"
@@ -70,10 +71,9 @@ def end_of(look: Look, live: Attempt, attempts: Sequence[Attempt]) -> End | None
         return End(PREEMPTED, now, cause)
     if look.has_drifted(ray_job) and not _has_run(live, ray_job, seen.run):
         message = f"the spec was changed before attempt {live.number} had run; the next attempt has the new one"
-        # Told before the RayJob goes: one that is gone without a word was deleted by somebody else.
         return End(SPEC_CHANGED, now, Cause(SPEC_CHANGED, message), look_again=[ray_job])
     lost = lost_head_cause(ray_job, pods)
-    return End(lost.reason, now, lost, [ray_job], look_at_pods=True) if lost else None
+    return End(lost.reason, now, lost, look_again=[ray_job], look_at_pods=True) if lost else None
 
 
 def _is_refused_for_an_older_spec(look: Look, ray_job: RayJobFacts) -> bool:

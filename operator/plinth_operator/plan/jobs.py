@@ -101,13 +101,15 @@ def _plan_next(look: Look, attempts: list[Attempt], ended: End | None = None) ->
     held = look.ray_job_of(last) if last and is_waiting_in_queue(last, look.seen.ray_jobs) else None
     if held is not None and not look.has_drifted(held):
         return _waiting_in_queue(look, held, attempts)
+    left = _left_of(look, last)
+    goes_next = bool(left and ended is not None and ended.look_again)
     following = next_step(attempts, job.spec.restart.max_restarts, look.now)
     if following.step == "succeed":
         return _conclude(look, Verdict("Succeeded", None), attempts)
     if following.step == "fail" or (last and last.outcome == "DeadlineExceeded"):
         assert last is not None
-        return _conclude(look, Verdict("Failed", _cause_of(look, last, ended)), attempts)
-    left = _left_of(look, last)
+        plan = _conclude(look, Verdict("Failed", _cause_of(look, last, ended)), attempts)
+        return replace(plan, requeue_seconds=0.0) if goes_next else plan
     if job.spec.suspend:
         return replace(_report(look, Verdict("Suspended", None), attempts), deletions=left)
     if following.step == "wait":
@@ -116,7 +118,9 @@ def _plan_next(look: Look, attempts: list[Attempt], ended: End | None = None) ->
         cause = _cause_of(look, last, ended)
         text = f"{cause.message}; attempt {last.number + 1} starts at {following.at:%H:%M:%S} UTC"
         wait = (following.at - look.now).total_seconds() + 0.5
-        return replace(_report(look, Verdict("Pending", Cause(cause.reason, text)), attempts), requeue_seconds=wait)
+        waiting = _report(look, Verdict("Pending", Cause(cause.reason, text)), attempts)
+        deletions, wait = ((), 0.0) if goes_next else (left, wait)
+        return replace(waiting, deletions=deletions, requeue_seconds=wait)
     if ended is not None:
         # In the status first: beside the RayJob of the next attempt, one that has no end there would count as running.
         return replace(_report(look, Verdict("Pending", ended.cause), attempts), requeue_seconds=0.0)
@@ -266,15 +270,15 @@ def _wanted_end(look: Look, phase: str) -> str:
 def _plan_after_end(look: Look) -> Plan:
     """A job that is over stays as it is, whatever becomes of its children; in the end they are deleted."""
     assert look.old.phase is not None
-    status = look.old.to_wire()
-    plan = Plan(status={**status, "observedGeneration": look.job.metadata.generation})
-    plan = replace(plan, end_run=_wanted_end(look, look.old.phase))
+    status = {**look.old.to_wire(), "observedGeneration": look.job.metadata.generation}
+    left = _left_of(look, look.old.attempts[-1])
+    plan = Plan(status=status, end_run=_wanted_end(look, look.old.phase), deletions=left)
     ttl, ended = look.job.spec.ttl_seconds_after_finished, look.old.attempts[-1].finished_at
     if ttl is None or ended is None:
         return plan
-    left = ttl - (look.now - ended).total_seconds()
-    if left > 0:
-        return replace(plan, requeue_seconds=left + 0.5)
+    seconds = ttl - (look.now - ended).total_seconds()
+    if seconds > 0:
+        return replace(plan, requeue_seconds=seconds + 0.5)
     children: tuple[ObjectFacts, ...] = (*look.seen.ray_jobs, *look.seen.children)
     return replace(plan, deletions=tuple(child for child in children if not child.deleting))
 

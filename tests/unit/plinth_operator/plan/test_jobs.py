@@ -129,17 +129,31 @@ def test_the_phase_is_what_is_observed(seen: Observed, phase: str, reason: str |
 
 
 @pytest.mark.parametrize(
-    ("spec", "seen", "outcome"),
+    ("spec", "seen", "phase", "outcome"),
     [
-        pytest.param({}, replace(LIVE, pods=()), "HeadLost", id="the head is lost"),
-        pytest.param({"suspend": True}, LIVE, "Suspended", id="the job is suspended"),
-        pytest.param({"activeDeadlineSeconds": 30}, LIVE, "DeadlineExceeded", id="the deadline is over"),
+        pytest.param({}, replace(LIVE, pods=()), "Pending", "HeadLost", id="the head is lost"),
+        pytest.param(
+            {"restart": {"maxRestarts": 0}}, replace(LIVE, pods=()), "Failed", "HeadLost", id="the last head is lost"
+        ),
+        pytest.param({"activeDeadlineSeconds": 30}, LIVE, "Failed", "DeadlineExceeded", id="the deadline is over"),
     ],
 )
-def test_an_attempt_that_must_end_is_deleted(spec: Any, seen: Observed, outcome: str):
-    found = plan(seen, **spec)
+def test_an_end_is_told_before_its_rayjob_is_deleted(spec: Any, seen: Observed, phase: str, outcome: str):
+    told = plan(seen, **spec)
+    assert (told.deletions, told.children, told.look_again, told.requeue_seconds) == ((), (), (RUNNING,), 0)
+    assert (told.status["phase"], told.status["attempts"][-1]["outcome"]) == (phase, outcome)
+    then = plan(seen, told.status, **spec)
+    assert (then.deletions, then.children, then.status["phase"]) == ((RUNNING,), (), phase)
+    assert then.status["reason"] == outcome
+    assert [one["outcome"] for one in then.status["attempts"]] == [outcome]
+    gone = plan(SEEN, told.status, **spec)
+    assert (gone.status["phase"], gone.status["attempts"]) == (phase, then.status["attempts"])
+
+
+def test_the_rayjob_of_a_suspended_job_is_deleted():
+    found = plan(LIVE, suspend=True)
     assert (found.deletions, found.children) == ((RUNNING,), ())
-    assert found.status["attempts"][-1]["outcome"] == outcome
+    assert found.status["attempts"][-1]["outcome"] == "Suspended"
 
 
 def test_a_lost_head_is_followed_by_another_attempt_after_the_wait():
@@ -286,7 +300,7 @@ def test_an_end_is_told_before_the_next_attempt_begins():
 )
 def test_pods_are_looked_at_again_only_where_they_decide(seen: Observed, spec: Any, expected: bool):
     found = plan(seen, **spec)
-    assert (found.deletions, found.look_at_pods) == ((RUNNING,), expected)
+    assert ((*found.deletions, *found.look_again), found.look_at_pods) == ((RUNNING,), expected)
 
 
 def test_kueue_takes_the_machines_and_gives_them_back():
