@@ -14,6 +14,8 @@ K = TypeVar("K")
 
 _FIRST_BACKOFF_SECONDS = 0.05
 _LAST_BACKOFF_SECONDS = 60.0
+_FORGOTTEN_TIMERS = 32
+"""So many timers that nobody waits for may lie between the others; a key may have one for weeks ahead."""
 
 
 class WorkQueue(Generic[K]):
@@ -51,6 +53,7 @@ class WorkQueue(Generic[K]):
         if due < self._due.get(key, float("inf")):
             self._due[key] = due
             heapq.heappush(self._timers, (due, next(self._order), key))
+            self._drop_forgotten_timers()
             self._changed.set()
 
     def retry(self, key: K, least_seconds: float = 0.0) -> float:
@@ -75,6 +78,7 @@ class WorkQueue(Generic[K]):
         """Forget that `key` ever was, apart from work on it that runs."""
         for known in (self._ready, self._again, self._failures, self._due, self._held):
             known.pop(key, None)
+        self._drop_forgotten_timers()
 
     async def get(self) -> K:
         """The key that has waited longest; `done` must follow."""
@@ -117,3 +121,9 @@ class WorkQueue(Generic[K]):
             if self._due.get(key) == due:
                 del self._due[key]
                 self.add(key)
+
+    def _drop_forgotten_timers(self) -> None:
+        """Keep the heap at the size of what is waited for, at a cost that a constant number of additions pays."""
+        if len(self._timers) > 2 * len(self._due) + _FORGOTTEN_TIMERS:
+            self._timers = [timer for timer in self._timers if self._due.get(timer[2]) == timer[0]]
+            heapq.heapify(self._timers)

@@ -227,7 +227,7 @@ RIGHTS = (
 
 
 def guarded_job() -> Document:
-    """A job that names both Secrets, and a variable without one; a minute of training."""
+    """A job that names both Secrets, and a variable without one; a minute or two of training."""
     defaults = small_job(NAME)["spec"]
     variables = [
         {"name": "HUB_TOKEN", "secretKeyRef": {"name": "planted-variable", "key": "token"}},
@@ -237,7 +237,7 @@ def guarded_job() -> Document:
         NAME,
         compute={**defaults["compute"], "env": variables},
         data={"train": [{"uri": CORPUS, "secretRef": {"name": "planted-source"}}], "validation": None},
-        training={**defaults["training"], "steps": 120},
+        training={**defaults["training"], "steps": 500},
         output={"model": NAME, "alias": "champion"},
     )
 

@@ -1,6 +1,7 @@
 """Whole lives against a simulated API server: a crash at any write, and random sequences of changes."""
 
 import asyncio
+import gc
 import json
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +16,7 @@ from makers import Document, merged, pretrain_document, service_document
 from plinth_api.job import MUTABLE_FIELDS
 from plinth_operator.constants import RAY_CLUSTER_LABEL, UID_LABEL
 from plinth_operator.facts import Manifest
+from plinth_operator.store import Key
 from sequences import JOB_STEPS, PLURALS, SERVICE_STEPS, Children, job_problems, service_problems
 from simulation import SETTINGS, Moment, World
 
@@ -296,3 +298,24 @@ def test_a_head_that_is_seen_late_is_not_taken_for_lost(has_head: bool):
     for _ in range(2):
         asyncio.run(world.reconciler.reconcile(key))
     assert bool(world.children("RayJob")) == has_head
+
+
+def test_nothing_is_kept_of_resources_that_are_gone():
+    world = World()
+
+    def keys_after(first: int, last: int) -> int:
+        for number in range(first, last):
+            name = f"churn-{number}"
+            world.create(pretrain_document(name=name))
+            for _ in range(2):
+                world.listen()
+                for key in list(world.store.resources):
+                    asyncio.run(world.reconciler.reconcile(key))
+            world.kube.remove("PretrainJob", name)
+            world.listen()
+        gc.collect()
+        return sum(isinstance(found, Key) for found in gc.get_objects())
+
+    # Each would leave two timers of the queue, and a few of those may lie there.
+    few = keys_after(0, 40)
+    assert keys_after(40, 120) < few + 80

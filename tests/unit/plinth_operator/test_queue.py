@@ -157,6 +157,16 @@ async def forgotten_key_is_handed_out_no_more(clock: Clock, queue: WorkQueue[str
     assert await taken(queue) is None
 
 
+async def timers_of_forgotten_keys_are_dropped_and_the_others_fire(clock: Clock, queue: WorkQueue[str]) -> None:
+    queue.add_after("kept", 5)
+    for number in range(1000):
+        queue.add_after(f"gone-{number}", 1_000_000)
+        queue.forget(f"gone-{number}")
+    assert len(queue._timers) < 100
+    clock.seconds = 5
+    assert await taken(queue) == "kept"
+
+
 async def age_is_that_of_the_first_in_line(clock: Clock, queue: WorkQueue[str]) -> None:
     assert queue.oldest_seconds() == 0
     queue.add("a")
@@ -187,6 +197,7 @@ async def age_is_that_of_the_first_in_line(clock: Clock, queue: WorkQueue[str]) 
             success_forgets_the_failures,
             wait_that_a_server_asks_for_is_kept_whatever_happens_meanwhile,
             forgotten_key_is_handed_out_no_more,
+            timers_of_forgotten_keys_are_dropped_and_the_others_fire,
             age_is_that_of_the_first_in_line,
         )
     ],
