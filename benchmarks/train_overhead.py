@@ -32,7 +32,7 @@ from plinth_workloads.manifests import load_manifests
 from plinth_workloads.models.load import load_for_training
 from plinth_workloads.objectives.causal_lm import CausalLMLoss
 from plinth_workloads.tracking import Tracker
-from plinth_workloads.train.checkpoint import Checkpoint, Checkpointer
+from plinth_workloads.train.checkpoint import Checkpointer, SavedCheckpoint
 from plinth_workloads.train.loop import Reporter, TrainLoop
 from plinth_workloads.train.optim import build_optimizers
 from plinth_workloads.train.parallel import Workers
@@ -85,7 +85,7 @@ class _TimedReporter:
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         self._reporter.on_evaluation(step, metrics)
 
-    def on_checkpoint(self, checkpoint: Checkpoint) -> None:
+    def on_checkpoint(self, checkpoint: SavedCheckpoint) -> None:
         self._reporter.on_checkpoint(checkpoint)
 
 

@@ -30,7 +30,7 @@ from plinth_workloads.data.loader import BatchLoader, Rows
 from plinth_workloads.data.packing import ConcatenatedRows, shuffled_documents
 from plinth_workloads.data.token_store import TokenizedDocument, TokenStore, write_token_store
 from plinth_workloads.objectives.causal_lm import CausalLMLoss
-from plinth_workloads.train.checkpoint import Checkpoint, Checkpointer
+from plinth_workloads.train.checkpoint import Checkpointer, SavedCheckpoint
 from plinth_workloads.train.loop import TrainLoop
 from plinth_workloads.train.metrics import flops_per_token, peak_flops
 from plinth_workloads.train.optim import build_optimizers
@@ -95,7 +95,7 @@ class _Steps:
     def on_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         raise AssertionError("nothing is evaluated here")
 
-    def on_checkpoint(self, checkpoint: Checkpoint) -> None:
+    def on_checkpoint(self, checkpoint: SavedCheckpoint) -> None:
         raise AssertionError("nothing is saved here")
 
 

@@ -59,6 +59,10 @@ class JobProgress:
                 self._console.print(f"{self._name}: step {event['step']}: validation {measured}", markup=False)
             case "evaluating":
                 self._describe("registering the model")
+            case "checkpointDamaged":
+                self._console.print(
+                    f"{self._name}: the checkpoint of step {event['step']} is damaged: {event['message']}", markup=False
+                )
             case "stopping":
                 self._describe("saving and stopping")
 

@@ -1,15 +1,22 @@
-"""Distributed checkpoints: written aside, completed by one rename, the last few kept.
+"""Distributed checkpoints: written aside while training goes on, completed by one rename, the last few kept.
 
 A checkpoint is a folder `step-<n>` of safetensors shards (torch.distributed.checkpoint's Hugging Face storage, which
-needs no pickle) and `state.json` with everything that is not a tensor. A folder that is still `*.tmp` never counts.
+needs no pickle), their checksums, and `state.json` with everything that is not a tensor. A folder with anything behind
+the number never counts: `*.tmp` is not complete, `*.damaged` was set aside.
 """
 
+import concurrent.futures
+import contextlib
 import errno
 import json
 import os
+import re
 import shutil
+import time
 import warnings
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +24,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_state_dict
 from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
 
 from plinth_workloads.errors import UserError
+from plinth_workloads.train.integrity import CHECKSUMS, write_checksums
 from plinth_workloads.train.parallel import Workers
+from plinth_workloads.train.shards import ShardWriter
+from plinth_workloads.train.staging import HostBuffers
 
 _STATE = "state.json"
+_DAMAGED = ".damaged"
+_COMPLETE = re.compile(r"step-(\d+)")
 _NO_SPACE = {errno.ENOSPC: "no space is left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "a file may not grow"}
 
 
@@ -42,26 +54,59 @@ class Checkpoint:
         return f"file://{self.folder}"
 
 
+@dataclass(frozen=True, slots=True)
+class SavedCheckpoint(Checkpoint):
+    """A checkpoint that this process has just saved.
+
+    Attributes:
+        stall_seconds: How long `save` held the training up.
+        seconds: From the call of `save` until the checkpoint was complete.
+    """
+
+    stall_seconds: float
+    seconds: float
+
+
+def complete_checkpoints(folder: Path) -> list[Checkpoint]:
+    """The complete checkpoints in a folder or in the folders below it, the one with the most steps first."""
+    found = [
+        Checkpoint(int(name[1]), state.parent)
+        for state in folder.glob(f"**/step-*/{_STATE}")
+        if (name := _COMPLETE.fullmatch(state.parent.name))
+    ]
+    return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
+
+
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """The complete checkpoint with the most steps in a folder or in the folders below it."""
-    found = [
-        Checkpoint(int(state.parent.name.removeprefix("step-")), state.parent)
-        for state in folder.glob(f"**/step-*/{_STATE}")
-        if not state.parent.name.endswith(".tmp")
-    ]
-    return max(found, key=lambda checkpoint: checkpoint.step, default=None)
+    return next(iter(complete_checkpoints(folder)), None)
+
+
+def set_aside(checkpoint: Checkpoint) -> None:
+    """Let a damaged checkpoint count no longer; it is removed when the run has passed its step."""
+    aside = checkpoint.folder.with_name(checkpoint.folder.name + _DAMAGED)
+    shutil.rmtree(aside, ignore_errors=True)
+    # Where the folder cannot be written to, nothing can be saved either, and that will be told.
+    with contextlib.suppress(OSError):
+        checkpoint.folder.rename(aside)
 
 
 class Checkpointer:
-    """The checkpoints of one run."""
+    """The checkpoints of one run; every process makes one and calls the same methods in the same order."""
 
     def __init__(self, folder: Path, keep: int, workers: Workers) -> None:
         self.folder = folder
         self._keep = keep
-        self._workers = workers
+        self._workers = workers.with_own_group()
+        self._buffers = HostBuffers()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._saves: deque[Future[SavedCheckpoint]] = deque()
+        # What DCP says of one process alone. A filter for the moment only would be one for all threads.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
     def newest(self) -> Checkpoint | None:
-        """The checkpoint to go on from."""
+        """The checkpoint to go on from; one that is being written is waited for."""
+        concurrent.futures.wait(self._saves)
         return newest_checkpoint(self.folder)
 
     def save(
@@ -69,28 +114,42 @@ class Checkpointer:
         step: int,
         model: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
-        state: dict[str, Any],
-    ) -> Checkpoint:
-        """Save tensors and `state`; every process calls this, and it returns once the checkpoint is complete.
+        state: Mapping[str, Any],
+    ) -> None:
+        """Copy tensors and `state`, and write them in the background; waits for the save before this one.
 
         Raises:
-            UserError: CheckpointFailed, in every process; earlier checkpoints are as they were.
+            UserError: CheckpointFailed, in every process, where the save before this one failed.
         """
-        target = self.folder / f"step-{step:08d}"
-        partial = target.with_suffix(".tmp")
-        problem = self._attempt(lambda: _make_empty(partial))
-        if problem is None:
-            problem = self._attempt_save(partial, model, optimizers)
-        if problem is None:
-            problem = self._attempt(lambda: self._complete(partial, target, {**state, "step": step}))
-        if problem is not None:
-            self._attempt(lambda: shutil.rmtree(partial, ignore_errors=True))
-            newest = self.newest()
-            kept = f"the last good one is {newest.folder}" if newest else "there is no earlier one"
-            raise UserError(
-                "CheckpointFailed", f"the checkpoint of step {step} cannot be saved in {self.folder}: {problem}; {kept}"
-            )
-        return Checkpoint(step, target)
+        started = time.perf_counter()
+        if self._saves:
+            self._saves[-1].result()
+        document = json.dumps({**state, "step": step})
+        copies = self._buffers.copy(_tensors(model, optimizers))
+        stall = time.perf_counter() - started
+
+        def write() -> SavedCheckpoint:
+            folder = self._write(step, copies, document)
+            return SavedCheckpoint(step, folder, stall, time.perf_counter() - started)
+
+        self._saves.append(self._thread.submit(write))
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a save failed in this process, of which `saved` has not told yet."""
+        return any(save.done() and save.exception() is not None for save in self._saves)
+
+    def saved(self, *, wait: bool = False) -> Iterator[SavedCheckpoint]:
+        """The checkpoints that are complete since this was last read.
+
+        Args:
+            wait: Wait for what is being written.
+
+        Raises:
+            UserError: CheckpointFailed for a save that failed, in every process; earlier checkpoints are as they were.
+        """
+        while self._saves and (wait or self._saves[0].done()):
+            yield self._saves.popleft().result()
 
     def load(
         self, checkpoint: Checkpoint, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
@@ -101,54 +160,75 @@ class Checkpointer:
             The state that was given to `save`, with `step`.
 
         Raises:
-            UserError: CheckpointFailed for the checkpoint of another model, or a damaged one.
+            UserError: CheckpointFailed where it does not fit the model.
         """
         tensors = _tensors(model, optimizers)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                load_state_dict(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint.folder)))
+            load_state_dict(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint.folder)))
         except (CheckpointException, RuntimeError, ValueError, KeyError, OSError) as error:
             raise UserError(
                 "CheckpointFailed",
                 f"{checkpoint.folder} cannot be loaded into this model: {_cause(error)}; "
-                "it is of another model or damaged: remove the folder to go on from the one before",
+                "where it is of another model, name another folder in spec.checkpoint.uri, or remove this one",
             ) from error
         state: dict[str, Any] = json.loads((checkpoint.folder / _STATE).read_text())
         return state
 
-    def _attempt_save(self, partial: Path, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> str | None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                writer = HuggingFaceStorageWriter(str(partial), save_distributed=True)
-                save_state_dict(_tensors(model, optimizers), storage_writer=writer)
-        except (CheckpointException, OSError, RuntimeError) as error:
-            return _cause(error)
-        return None
+    def _write(self, step: int, tensors: dict[str, Tensor], document: str) -> Path:
+        target = self.folder / f"step-{step:08d}"
+        partial = target.with_suffix(".tmp")
+        shards: dict[str, str] = {}
+        problem = self._attempt(lambda: _make_empty(partial), in_all=False)
+        if problem is None:
+            problem = self._attempt(lambda: shards.update(self._write_shards(partial, tensors)))
+        if problem is None:
+            shards = {name: checksum for part in self._workers.gather(shards) for name, checksum in part.items()}
+            problem = self._attempt(lambda: self._complete(partial, target, document, shards), in_all=False)
+        if problem is not None:
+            self._attempt(lambda: shutil.rmtree(partial, ignore_errors=True), in_all=False)
+            newest = newest_checkpoint(self.folder)
+            kept = f"the last good one is {newest.folder}" if newest else "there is no earlier one"
+            raise UserError(
+                "CheckpointFailed", f"the checkpoint of step {step} cannot be saved in {self.folder}: {problem}; {kept}"
+            )
+        return target
 
-    def _attempt(self, action: Any) -> str | None:
-        """Do something in the first process; all of them learn whether it failed."""
+    def _attempt(self, action: Callable[[], None], *, in_all: bool = True) -> str | None:
+        """Do something in all processes or in the first; all of them learn whether it failed, and why."""
         problem = None
-        if self._workers.is_first:
+        if in_all or self._workers.is_first:
             try:
                 action()
-            except OSError as error:
+            # Whatever it is (DCP's is no Exception): a process that left here would let the others wait for it.
+            except (Exception, CheckpointException) as error:
                 problem = _cause(error)
-        failed = self._workers.sum(float(problem is not None))[0] > 0
-        return (problem or "the first worker failed") if failed else None
+        return next((found for found in self._workers.gather(problem) if found is not None), None)
 
-    def _complete(self, partial: Path, target: Path, state: dict[str, Any]) -> None:
-        (partial / _STATE).write_text(json.dumps(state))
-        for file in partial.iterdir():
-            _sync(file)
+    def _write_shards(self, folder: Path, tensors: dict[str, Tensor]) -> dict[str, str]:
+        """This process's shards; returns their checksums."""
+        writer = ShardWriter(folder)
+        save_state_dict(tensors, storage_writer=writer, process_group=self._workers.control_group)
+        return writer.checksums
+
+    def _complete(self, partial: Path, target: Path, document: str, shards: Mapping[str, str]) -> None:
+        write_checksums(partial, shards, {_STATE: document.encode()})
+        (partial / _STATE).write_text(document)
+        for name in (CHECKSUMS, _STATE):
+            _sync(partial / name)
         _sync(partial)
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
         _sync(self.folder)
-        complete = sorted(path for path in self.folder.glob("step-*") if not path.name.endswith(".tmp"))
-        for old in complete[: -self._keep]:
+        self._prune(target)
+
+    def _prune(self, newest: Path) -> None:
+        folders = sorted(self.folder.glob("step-*"))
+        complete = [path for path in folders if _COMPLETE.fullmatch(path.name)]
+        passed = [
+            path for path in folders if path.name.endswith(_DAMAGED) and path.name[: -len(_DAMAGED)] <= newest.name
+        ]
+        for old in complete[: -self._keep] + passed:
             shutil.rmtree(old)
 
 

@@ -4,6 +4,7 @@ A step reads the same rows and draws the same random numbers whatever the number
 and both follow from the step's number alone: a run that goes on from a checkpoint is the run that was never stopped.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from plinth_api.run import TrainRun
 from plinth_workloads.data.loader import IGNORED, Batch, BatchLoader
 from plinth_workloads.errors import UserError
-from plinth_workloads.train.checkpoint import Checkpoint, Checkpointer
+from plinth_workloads.train.checkpoint import Checkpoint, Checkpointer, SavedCheckpoint
 from plinth_workloads.train.metrics import flops_per_token, memory_bytes, peak_flops
 from plinth_workloads.train.optim import learning_rate_at, set_learning_rate
 from plinth_workloads.train.parallel import Workers, autocast, gradients_synchronized
@@ -38,7 +39,7 @@ class Reporter(Protocol):
         """The model was measured."""
         ...
 
-    def on_checkpoint(self, checkpoint: Checkpoint) -> None:
+    def on_checkpoint(self, checkpoint: SavedCheckpoint) -> None:
         """A checkpoint is complete."""
         ...
 
@@ -137,6 +138,15 @@ class TrainLoop:
         Raises:
             UserError: LossNaN or CheckpointFailed.
         """
+        try:
+            return self._train()
+        except BaseException:
+            # What is being saved is worth having, but the error that ends the run is the one to tell.
+            with contextlib.suppress(Exception):
+                self._report_saved(wait=True)
+            raise
+
+    def _train(self) -> Literal["finished", "stopped"]:
         self._loss.train()
         stopping = False
         while self.state.step < self.num_steps and not stopping:
@@ -144,8 +154,10 @@ class TrainLoop:
             step, last = self.state.step, self.state.step == self.num_steps
             if self._evaluate is not None and (last or step % self._evaluate_every == 0):
                 self.record_evaluation(f"{step}")
-            if last or stopping or step % self._save_every == 0:
+            if last or stopping:
                 self.save()
+            elif step % self._save_every == 0:
+                self._begin_save()
         self._read_step()
         return "finished" if self.state.step == self.num_steps else "stopped"
 
@@ -189,7 +201,11 @@ class TrainLoop:
         return metrics
 
     def save(self) -> None:
-        """Save a checkpoint of the present step, unless its loss is not a number."""
+        """Save a checkpoint of the present step, unless its loss is not a number; returns once it is complete."""
+        self._begin_save()
+        self._report_saved(wait=True)
+
+    def _begin_save(self) -> None:
         self._read_step()
         state = {
             "tokens": self.state.tokens,
@@ -198,16 +214,25 @@ class TrainLoop:
             "fingerprint": self._fingerprint,
             "world_size": self._workers.world_size,
         }
-        checkpoint = self._checkpointer.save(self.state.step, self._model, self._optimizers, state)
-        for reporter in self._reporters:
-            reporter.on_checkpoint(checkpoint)
+        self._checkpointer.save(self.state.step, self._model, self._optimizers, state)
+
+    def _report_saved(self, *, wait: bool) -> None:
+        for checkpoint in self._checkpointer.saved(wait=wait):
+            for reporter in self._reporters:
+                reporter.on_checkpoint(checkpoint)
 
     def _agree(self, batches: Sequence[Batch]) -> list[float]:
-        """Targets and tokens of the global batch, and how many processes were asked to stop."""
+        """Targets and tokens of the global batch, and how many processes were asked to stop.
+
+        Raises:
+            UserError: CheckpointFailed in all processes, where a save has failed since the last step.
+        """
         targets = sum(int((batch.labels_BT != IGNORED).sum()) for batch in batches)
         tokens = sum(batch.num_tokens for batch in batches)
         stop = self._stop_file is not None and self._stop_file.exists()
-        return self._workers.sum(targets, tokens, stop)
+        *agreed, failed = self._workers.sum(targets, tokens, stop, self._checkpointer.has_failed)
+        self._report_saved(wait=failed > 0)
+        return agreed
 
     def _backward(self, batches: Sequence[Batch], num_targets: float) -> Tensor:
         """Gradients of the mean loss over the targets of the global batch; returns that loss."""

@@ -5,11 +5,12 @@ process group already).
 """
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from plinth_api.run import TrainRun
 from plinth_workloads.errors import UserError
 
+_T = TypeVar("_T")
 _TIMEOUT = timedelta(minutes=60)
 """Processes wait for each other while one of them downloads a model or tokenizes the data."""
 
@@ -56,9 +58,23 @@ class Workers:
             dist.all_reduce(value)
         return value
 
+    def gather(self, value: _T) -> list[_T]:
+        """The value of every process, by rank."""
+        if self.control_group is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.control_group)
+        return values
+
     def barrier(self) -> None:
         """Wait until every process is here."""
         self.sum(0.0)
+
+    def with_own_group(self) -> "Workers":
+        """The same processes for another thread, whose calls must not meet those of this one in one group."""
+        if self.control_group is None:
+            return self
+        return dataclasses.replace(self, control_group=_control_group())
 
 
 @contextlib.contextmanager
@@ -97,8 +113,12 @@ def _workers(run: TrainRun) -> Workers:
             raise UserError("InvalidSpec", "spec.compute.perWorker.gpus: this machine has no GPU that torch can use")
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    control: Any = dist.new_group(backend="gloo", timeout=_TIMEOUT) if world_size > 1 else None
-    return Workers(rank, world_size, device, control)
+    return Workers(rank, world_size, device, _control_group() if world_size > 1 else None)
+
+
+def _control_group() -> dist.ProcessGroup:
+    group: Any = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+    return group
 
 
 def shard_model(model: nn.Module, run: TrainRun, workers: Workers) -> nn.Module:

@@ -7,7 +7,7 @@ from typing import Any
 
 from plinth_api.run_tags import CHECKPOINT_STEP, CHECKPOINT_URI, PHASE, Phase
 from plinth_workloads.tracking import Tracker
-from plinth_workloads.train.checkpoint import Checkpoint
+from plinth_workloads.train.checkpoint import Checkpoint, SavedCheckpoint
 from plinth_workloads.train.progress import ProgressLog, read_progress
 
 Metrics = Mapping[str, float]
@@ -34,9 +34,15 @@ class ProgressReporter:
         """The model was measured."""
         self._log.write("evaluation", step=step, metrics=dict(metrics))
 
-    def on_checkpoint(self, checkpoint: Checkpoint) -> None:
+    def on_checkpoint(self, checkpoint: SavedCheckpoint) -> None:
         """A checkpoint is complete."""
-        self._log.write("checkpoint", step=checkpoint.step, uri=checkpoint.uri)
+        self._log.write(
+            "checkpoint",
+            step=checkpoint.step,
+            uri=checkpoint.uri,
+            stallSeconds=round(checkpoint.stall_seconds, 4),
+            seconds=round(checkpoint.seconds, 4),
+        )
 
 
 class TrackingReporter:
@@ -53,9 +59,16 @@ class TrackingReporter:
         """The model was measured."""
         self._tracker.log_metrics(step, {f"val/{name}": value for name, value in metrics.items()})
 
-    def on_checkpoint(self, checkpoint: Checkpoint) -> None:
+    def on_checkpoint(self, checkpoint: SavedCheckpoint) -> None:
         """A checkpoint is complete."""
-        self._tracker.log_metrics(checkpoint.step, {"train/checkpoint_step": float(checkpoint.step)})
+        self._tracker.log_metrics(
+            checkpoint.step,
+            {
+                "train/checkpoint_step": float(checkpoint.step),
+                "train/checkpoint_stall_seconds": checkpoint.stall_seconds,
+                "train/checkpoint_seconds": checkpoint.seconds,
+            },
+        )
         self._tracker.log_tags(checkpoint_tags(checkpoint))
 
 

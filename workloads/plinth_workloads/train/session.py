@@ -3,7 +3,6 @@
 Every process of the run executes this; what only one may do, the first does.
 """
 
-import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,8 +48,7 @@ from plinth_workloads.train.reporting import (
     loss_history,
     publish_phase,
 )
-
-logger = logging.getLogger(__name__)
+from plinth_workloads.train.resume import resume_newest
 
 _ARTIFACT = "model"
 _LEFTOVER_SECONDS = 60.0
@@ -154,7 +152,7 @@ def open_session(run: TrainRun, workers: Workers, log: ProgressLog | None, track
     wrapped = replicate_loss(whole, run, workers)  # type: ignore[arg-type]
     loop = _build_loop(run, workers, data, model, loss, wrapped, log, tracker)
     session = Session(run, workers, data, model, loss, loop, log, tracker)
-    _resume(session)
+    resume_newest(run, loop, workers, log)
     if tracker is not None:
         _log_inputs(session, tracker)
     _publish_start(session)
@@ -237,17 +235,6 @@ def _measure(run: TrainRun, workers: Workers, data: PreparedData, loss: nn.Modul
     )
     measured = measure(run, loss, batches, workers)
     return {name: measured[name] for name in run.evaluation.metrics}
-
-
-def _resume(session: Session) -> None:
-    """Go on from the newest checkpoint of this run, else from another job's where the run names one."""
-    run = session.run
-    checkpoint = newest_checkpoint(Path(run.checkpoint.uri.removeprefix("file://")))
-    if checkpoint is None and run.checkpoint.resume_from is not None:
-        checkpoint = newest_checkpoint(Path(run.checkpoint.resume_from.removeprefix("file://")))
-    if checkpoint is not None:
-        session.loop.resume(checkpoint)
-        logger.info("going on from %s", checkpoint.folder)
 
 
 def _log_inputs(session: Session, tracker: Tracker) -> None:
