@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,9 @@ from pathlib import Path
 from plinth_api.run import TrainRun
 from plinth_workloads.errors import UserError, as_user_error
 from plinth_workloads.train.progress import STOP_FILE, ProgressLog
+
+_TOGETHER_SECONDS = 1.0
+"""Signals that come within it are one request: what ends a whole group reaches a worker itself and through torchrun."""
 
 
 def main() -> int:
@@ -65,9 +69,19 @@ def _train(run: TrainRun, launcher: str, stop_file: Path) -> None:
 
 
 def _stop_on_signals(stop_file: Path) -> None:
-    """Let SIGTERM and SIGINT ask the workers to save and stop."""
+    """Let SIGTERM and SIGINT ask the workers to save and stop; a second one ends this process at once."""
+    asked_at: list[float] = []
+
+    def ask_or_end(number: int, _frame: object) -> None:
+        if not asked_at:
+            asked_at.append(time.monotonic())
+            stop_file.touch()
+        elif time.monotonic() - asked_at[0] > _TOGETHER_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop_file.touch())
+        signal.signal(number, ask_or_end)
 
 
 def _report_failure(run: TrainRun, error: Exception) -> int:
