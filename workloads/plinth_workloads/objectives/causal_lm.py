@@ -10,14 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plinth_workloads.data.loader import IGNORED
+from plinth_workloads.objectives.chunked_loss import chunked_cross_entropy, hidden_before_head, logit_transform
 
 
 class CausalLMLoss(nn.Module):
-    """A causal language model with its loss: the module that data parallelism and compilation wrap."""
+    """A causal language model with its loss: the module that data parallelism and sharding wrap.
+
+    The head's weight is used here and not in the model's forward pass, so a model is sharded with its loss around it.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self._transform = logit_transform(model)
 
     def forward(self, input_ids_BT: Tensor, position_ids_BT: Tensor, labels_BT: Tensor) -> Tensor:
         """Cross entropy summed over the labels that are not IGNORED.
@@ -25,9 +30,16 @@ class CausalLMLoss(nn.Module):
         Without a mask and a cache, transformers keeps attention inside the documents that restarting position ids
         delimit; with either of them documents would see each other.
         """
-        logits_BTV = self.model(
-            input_ids=input_ids_BT, position_ids=position_ids_BT, attention_mask=None, use_cache=False
-        ).logits
+        inputs = {
+            "input_ids": input_ids_BT,
+            "position_ids": position_ids_BT,
+            "attention_mask": None,
+            "use_cache": False,
+        }
+        if self._transform is not None:
+            hidden_BTH = hidden_before_head(self.model, **inputs)
+            return chunked_cross_entropy(hidden_BTH, self.model.get_output_embeddings(), labels_BT, self._transform)
+        logits_BTV = self.model(**inputs).logits
         return F.cross_entropy(
             logits_BTV.float().flatten(0, 1), labels_BT.flatten(), ignore_index=IGNORED, reduction="sum"
         )

@@ -121,18 +121,21 @@ def _control_group() -> dist.ProcessGroup:
     return group
 
 
-def shard_model(model: nn.Module, run: TrainRun, workers: Workers) -> nn.Module:
-    """Move the model to the device and, where the run shards, split it (FSDP2): each block by itself, then the rest."""
-    model.to(workers.device)
+def shard_model(loss: nn.Module, run: TrainRun, workers: Workers) -> nn.Module:
+    """Move a model in its loss to the device and, where the run shards, split it (FSDP2): each block, then the rest.
+
+    The loss is the root, not the model: it uses the head's weight, which is whole only inside the root's forward pass.
+    """
+    loss.to(workers.device)
     if run.workers.shard == 1:
-        return model
+        return loss
     mesh = init_device_mesh(workers.device.type, (workers.world_size,))
     dtype = torch.bfloat16 if run.training.precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
-    for block in transformer_blocks(model):
+    for block in transformer_blocks(loss):
         fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-    return model
+    fully_shard(loss, mesh=mesh, mp_policy=policy)
+    return loss
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
@@ -156,7 +159,7 @@ def gradients_synchronized(loss: nn.Module, *, last: bool) -> Iterator[None]:
         with loss.no_sync():
             yield
         return
-    sharded: Any = getattr(loss, "model", None)
+    sharded: Any = loss
     if hasattr(sharded, "set_requires_gradient_sync"):
         sharded.set_requires_gradient_sync(last)
     yield

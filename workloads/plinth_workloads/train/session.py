@@ -146,8 +146,8 @@ def open_session(run: TrainRun, workers: Workers, log: ProgressLog | None, track
             f"spec.training.packing: {model.config.model_type} lets documents of one row see each other; "
             "set it to false",
         )
-    shard_model(model, run, workers)
     loss: nn.Module = CausalLMLoss(model)
+    shard_model(loss, run, workers)
     whole = torch.compile(loss) if run.training.compile else loss
     wrapped = replicate_loss(whole, run, workers)  # type: ignore[arg-type]
     loop = _build_loop(run, workers, data, model, loss, wrapped, log, tracker)
