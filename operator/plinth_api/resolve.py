@@ -224,6 +224,7 @@ def _resolve_training(job: Job) -> RunTraining:
         precision=precision,
         packing=training.packing,
         compile=on_gpu if training.compile is None else training.compile,
+        activation_checkpointing=training.activation_checkpointing,
         seed=training.seed,
     )
 

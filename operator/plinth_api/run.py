@@ -70,6 +70,7 @@ class RunTraining(ApiModel):
     precision: Literal["bf16", "fp32"]
     packing: bool
     compile: bool
+    activation_checkpointing: Literal["none", "selective", "full"]
     seed: int
 
 

@@ -29,7 +29,6 @@ _JOB_NOT_SUPPORTED: Mapping[str, Collection[object]] = {
     "spec.data.columns.audio": ANY,
     "spec.training.optimizer.name": {"adamw8bit"},
     "spec.training.precision": {"fp8"},
-    "spec.training.activationCheckpointing": {"selective", "full"},
     "spec.compute.elastic": ANY,
     "spec.compute.parallelism.tensor": ABOVE_ONE,
     "spec.compute.parallelism.context": ABOVE_ONE,

@@ -78,6 +78,8 @@ class Training(ApiModel):
     )
     compile: bool | None = Field(default=None, description="compile with torch.compile; on GPUs only when left out.")
     activation_checkpointing: Literal["none", "selective", "full"] = Field(
-        default="none", description="activationCheckpointing trades computation for memory."
+        default="none",
+        description="activationCheckpointing trades computation for memory: none keeps all activations, selective what "
+        "matrix products and attention return, full the input of each block alone; the rest is computed again.",
     )
     seed: int = Field(default=42, ge=0, le=4294967295, description="seed of every random number.")

@@ -72,6 +72,7 @@ def test_defaults_of_pretraining_are_explicit():
             "precision": "fp32",
             "packing": True,
             "compile": False,
+            "activationCheckpointing": "none",
             "seed": 42,
         },
         "workers": {"numWorkers": 1, "shard": 1, "replicate": 1, "gpus": 0, "cpus": 1.0},

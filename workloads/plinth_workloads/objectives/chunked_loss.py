@@ -42,6 +42,7 @@ class LogitTransform:
         return logits
 
     def __call__(self, logits: Tensor) -> Tensor:
+        """The transformed logits."""
         scaled = logits * self.scale
         return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
 
@@ -62,7 +63,7 @@ def _replaced_head(head: nn.Module, logits_V: Tensor) -> Iterator[_HeadCalls]:
         calls.hidden.append(hidden_BTH)
         return logits_V.expand(*hidden_BTH.shape[:-1], -1)
 
-    head.forward = remember  # type: ignore[method-assign]
+    head.forward = remember
     try:
         yield calls
     finally:
@@ -120,7 +121,12 @@ def _known_transform(config: Any) -> LogitTransform:
 
 
 def chunked_cross_entropy(
-    hidden_BTH: Tensor, head: nn.Module, labels_BT: Tensor, transform: LogitTransform, *, chunk_logits: int | None = None
+    hidden_BTH: Tensor,
+    head: nn.Module,
+    labels_BT: Tensor,
+    transform: LogitTransform,
+    *,
+    chunk_logits: int | None = None,
 ) -> Tensor:
     """Cross entropy summed over the labels that are not IGNORED.
 

@@ -34,6 +34,7 @@ from plinth_workloads.models.fetch import fetch_model
 from plinth_workloads.models.load import load_for_training, load_model
 from plinth_workloads.objectives.causal_lm import CausalLMLoss, documents_stay_apart
 from plinth_workloads.tracking import ModelVersion, Tracker, resolve_alias
+from plinth_workloads.train.blocks import prepare_blocks
 from plinth_workloads.train.checkpoint import Checkpointer, newest_checkpoint
 from plinth_workloads.train.export import export_model
 from plinth_workloads.train.loop import Metrics, Reporter, TrainLoop
@@ -147,9 +148,8 @@ def open_session(run: TrainRun, workers: Workers, log: ProgressLog | None, track
             "set it to false",
         )
     loss: nn.Module = CausalLMLoss(model)
-    shard_model(loss, run, workers)
-    whole = torch.compile(loss) if run.training.compile else loss
-    wrapped = replicate_loss(whole, run, workers)  # type: ignore[arg-type]
+    prepare_blocks(model, run)
+    wrapped = replicate_loss(shard_model(loss, run, workers), run, workers)
     loop = _build_loop(run, workers, data, model, loss, wrapped, log, tracker)
     session = Session(run, workers, data, model, loss, loop, log, tracker)
     resume_newest(run, loop, workers, log)
@@ -221,7 +221,7 @@ def _rows(run: TrainRun, data: PreparedData, store: Any) -> Rows:
         store,
         run.training.sequence_length,
         data.tokenizer.pad_token_id,
-        pad_to_longest=not cuts_documents(run) and not run.training.compile,
+        pad_to_longest=not cuts_documents(run),
     )
 
 

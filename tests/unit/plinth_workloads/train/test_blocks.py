@@ -1,0 +1,123 @@
+"""Blocks that compute activations again, or are compiled, train as those that do neither, and keep less."""
+
+import copy
+from collections import Counter
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from plinth_workloads.objectives.causal_lm import CausalLMLoss
+from plinth_workloads.train.blocks import prepare_blocks
+from plinth_workloads.train.parallel import transformer_blocks
+from training import make_train_run
+
+SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+ARCHITECTURES = {
+    "llama": {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2},
+    "llama with dropout": {**SMALL, "intermediate_size": 48, "attention_dropout": 0.3},
+    "gpt2": SMALL,
+}
+MODES = ("none", "selective", "full")
+
+
+def make_model(name):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(name.split()[0], **ARCHITECTURES[name])).train()
+
+
+def prepared(model, tmp_path, mode):
+    model = copy.deepcopy(model)
+    prepare_blocks(model, make_train_run(tmp_path, training={"activationCheckpointing": mode}))
+    return model
+
+
+def make_batch(*, rows=2, width=24):
+    ids_BT = torch.randint(0, 97, (rows, width), generator=torch.Generator().manual_seed(1))
+    positions_BT = torch.arange(width).repeat(rows, 1)
+    positions_BT[0, 9:] -= 9
+    return ids_BT, positions_BT, ids_BT.roll(-1, 1)
+
+
+def loss_and_gradients(model, batch):
+    """The loss, every gradient, and the bytes that the forward pass kept for the backward pass."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    loss = CausalLMLoss(model)
+    torch.manual_seed(2)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        value = loss(*batch)
+    value.backward()
+    return {"loss": value.detach(), **{name: p.grad for name, p in model.named_parameters()}}, sum(kept.values())
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_is_computed_again_changes_no_number(name, tmp_path):
+    model = make_model(name)
+    found = [loss_and_gradients(prepared(model, tmp_path, mode), make_batch())[0] for mode in MODES]
+    for other in found[1:]:
+        assert all(torch.equal(other[name], value) for name, value in found[0].items())
+
+
+def test_full_keeps_less_than_half_of_what_none_keeps(tmp_path):
+    model, batch = make_model("llama"), make_batch(rows=8, width=64)
+    none, full = (loss_and_gradients(prepared(model, tmp_path, mode), batch)[1] for mode in ("none", "full"))
+    assert full < 0.5 * none
+
+
+def operations_of_backward(model):
+    """How many matrix products, attentions and other operations the backward pass computes."""
+    counted = Counter()
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            kinds = {"aten.mm.default": "product", "plinth.document_attention.default": "attention"}
+            counted[kinds.get(str(function), "other")] += 1
+            return function(*arguments, **(options or {}))
+
+    value = CausalLMLoss(model)(*make_batch())
+    with Count():
+        value.backward()
+    return counted
+
+
+def test_selective_computes_all_but_products_and_attention_again(tmp_path):
+    model = make_model("llama")
+    none, selective, full = (operations_of_backward(prepared(model, tmp_path, mode)) for mode in MODES)
+    assert (selective["product"], selective["attention"]) == (none["product"], none["attention"])
+    assert selective["other"] > none["other"]
+    assert full["attention"] == none["attention"] + 3
+    assert full["product"] > none["product"]
+
+
+def test_weights_keep_their_names_and_evaluation_computes_once(tmp_path):
+    model = make_model("llama")
+    other = prepared(model, tmp_path, "full")
+    assert list(other.state_dict()) == list(model.state_dict())
+    calls = []
+    for block in transformer_blocks(other):
+        block.self_attn.register_forward_hook(lambda *_: calls.append(1))
+    with torch.no_grad():
+        CausalLMLoss(other).eval()(*make_batch())
+    assert len(calls) == 2 * 3  # the look at the head, and the loss
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_block_is_one_graph(name, mode, tmp_path):
+    torch.compiler.reset()
+    model = make_model(name)
+    compiled = prepared(model, tmp_path, mode)
+    for block in transformer_blocks(compiled):
+        block.forward = torch.compile(block.forward, backend="aot_eager", fullgraph=True)
+    if name == "gpt2":
+        model.eval()
+        compiled.eval()
+    expected, found = (loss_and_gradients(each, make_batch())[0] for each in (model, compiled))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
