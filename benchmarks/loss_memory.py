@@ -1,7 +1,7 @@
 """Peak memory of the loss of a language model by the size of its vocabulary: in chunks of tokens, and the plain way.
 
-Each figure is of a process of its own: what it holds at most while it computes the loss and its gradients, above what it
-held before (weights, hidden states). The gradients, which any way must leave behind, are given beside it and not
+Each figure is of a process of its own: what it holds at most while it computes the loss and its gradients, above what
+it held before (weights, hidden states). The gradients, which any way must leave behind, are given beside it and not
 counted. Memory does not depend on what else the machine does. Exits with 1 where ours grows with the vocabulary.
 
     python benchmarks/loss_memory.py [--tokens 2048] [--hidden 128] [--vocabularies 8192 32768 131072 262144]

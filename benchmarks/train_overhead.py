@@ -32,6 +32,7 @@ from plinth_workloads.manifests import load_manifests
 from plinth_workloads.models.load import load_for_training
 from plinth_workloads.objectives.causal_lm import CausalLMLoss
 from plinth_workloads.tracking import Tracker
+from plinth_workloads.train.blocks import prepare_blocks
 from plinth_workloads.train.checkpoint import Checkpointer, SavedCheckpoint
 from plinth_workloads.train.loop import Reporter, TrainLoop
 from plinth_workloads.train.optim import build_optimizers
@@ -121,7 +122,9 @@ def main() -> int:
         tracker = Tracker(run.tracking) if arguments.mlflow else None
         log, data = ProgressLog(home), prepare_data(run, None)
         model, nothing = load_for_training(run, data.tokenizer, None), _Nothing()
-        subject = _build(run, data, model, CausalLMLoss(model), log, tracker)
+        loss = CausalLMLoss(model)
+        prepare_blocks(model, run)
+        subject = _build(run, data, model, loss, log, tracker)
         pairs = _measure(subject, arguments.block, arguments.pairs)
         empty = _measure(_build(run, data, nothing, nothing, log, tracker), _EMPTY_BLOCK, arguments.pairs)
         saving = [_timed(subject.loop.save).wall for _ in range(_CHECKPOINTS)]

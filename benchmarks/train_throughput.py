@@ -30,6 +30,7 @@ from plinth_workloads.data.loader import BatchLoader, Rows
 from plinth_workloads.data.packing import ConcatenatedRows, shuffled_documents
 from plinth_workloads.data.token_store import TokenizedDocument, TokenStore, write_token_store
 from plinth_workloads.objectives.causal_lm import CausalLMLoss
+from plinth_workloads.train.blocks import prepare_blocks
 from plinth_workloads.train.checkpoint import Checkpointer, SavedCheckpoint
 from plinth_workloads.train.loop import TrainLoop
 from plinth_workloads.train.metrics import flops_per_token, peak_flops
@@ -234,6 +235,7 @@ def _random_store(folder: Path, subject: Subject, steps: int, model: nn.Module) 
 def _build_loop(run: TrainRun, model: Any, device: torch.device, store: TokenStore, reporter: _Steps) -> TrainLoop:
     training, workers = run.training, Workers(0, 1, device, control_group=None)
     loss: nn.Module = CausalLMLoss(model).train()
+    prepare_blocks(model, run)
     documents = np.arange(store.num_documents)
 
     def plan_epoch(epoch: int) -> ConcatenatedRows:
@@ -244,7 +246,7 @@ def _build_loop(run: TrainRun, model: Any, device: torch.device, store: TokenSto
         run,
         workers=workers,
         model=model,
-        loss=torch.compile(loss) if training.compile else loss,  # type: ignore[arg-type]
+        loss=loss,
         optimizers=build_optimizers(model, training),
         loader=BatchLoader(
             Rows(store, training.sequence_length, pad_id=0),
