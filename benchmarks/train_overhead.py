@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from plinth_api.pretrain_job import PretrainJob
 from plinth_api.resolve import ResolveSettings, resolve_train_run
 from plinth_api.run import RunTracking, TrainRun
-from plinth_workloads.data.loader import IGNORED, Batch, BatchLoader, Rows
+from plinth_workloads.data.loader import Batch, BatchLoader, Rows
 from plinth_workloads.data.prepare import PreparedData, plan_training_epoch, prepare_data
 from plinth_workloads.manifests import load_manifests
 from plinth_workloads.models.load import load_for_training
@@ -290,8 +290,8 @@ def _train_bare(subject: _Subject, steps: Sequence[Sequence[Batch]]) -> None:
     trainable = [parameter for parameter in subject.model.parameters() if parameter.requires_grad]
     for batches in steps:
         for batch in batches:
-            loss = subject.loss(batch.input_ids_BT, batch.position_ids_BT, batch.labels_BT)
-            (loss / batch.labels_BT.ne(IGNORED).sum()).backward()
+            loss = subject.loss(**batch.inputs)
+            (loss / batch.num_targets).backward()
         nn.utils.clip_grad_norm_(trainable, subject.run.training.max_grad_norm)
         for optimizer in subject.optimizers:
             optimizer.step()

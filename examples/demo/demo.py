@@ -104,7 +104,7 @@ def _compare_with_ngrams(run: TrainRun) -> bool:
     perplexity = measured["metrics"]["perplexity"]
     consumed = _consumed_segments(run, data)
     assert data.validation_store is not None
-    plan = plan_validation(run, data)
+    plan = plan_validation(data)
     held_out = [_tokens(data.validation_store, segment) for segment in _segments(plan, plan.num_rows)]
     ngrams = _ngram_baseline().ngram_perplexities(consumed, held_out, len(data.tokenizer))
     table = Table()

@@ -32,6 +32,11 @@ class Example:
     prompt: str = ""
     completion: str = ""
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The parts that a tokenizer can learn from."""
+        return (self.text,) if self.text is not None else (self.prompt, self.completion)
+
 
 def read_examples(rows: "Dataset", source: RunSource, data: RunData) -> Iterator[Example]:
     """The examples of one source, in the order of its rows.

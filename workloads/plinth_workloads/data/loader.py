@@ -3,8 +3,9 @@
 Tensor shapes: B rows of a micro batch, T tokens of a row.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,30 +18,42 @@ IGNORED = -100
 """The label of a position that predicts nothing, as torch's cross_entropy spells it."""
 
 
+Draw = tuple[int, ...]
+"""What the random numbers of a row follow from, beside the run's seed: (0, epoch, row) in training, (1, 0, row) in
+evaluation. The same row of another epoch is masked differently, the same row of a resumed run equally."""
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """A micro batch.
 
     Attributes:
-        input_ids_BT: Token ids.
-        position_ids_BT: Positions, starting at 0 in every document; where they restart, attention stops.
-        labels_BT: The token that follows, IGNORED at a document's end and where nothing is to be learned.
-        num_tokens: Tokens of documents, padding not counted.
+        inputs: What the objective's loss module is called with, by the names of its arguments.
+        num_tokens: Tokens of documents, padding not counted; what speed is measured in.
+        num_targets: What the summed loss is divided by: labels that count, pairs, or masked patches.
     """
 
-    input_ids_BT: Tensor
-    position_ids_BT: Tensor
-    labels_BT: Tensor
+    inputs: Mapping[str, Tensor]
     num_tokens: int
+    num_targets: int
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        return Batch(
-            self.input_ids_BT.to(device, non_blocking=True),
-            self.position_ids_BT.to(device, non_blocking=True),
-            self.labels_BT.to(device, non_blocking=True),
-            self.num_tokens,
-        )
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
+        return Batch(moved, self.num_tokens, self.num_targets)
+
+
+class Batcher(Protocol):
+    """What makes tensors of rows: one for each way in which objectives read examples."""
+
+    def batch(self, rows: Sequence[Sequence[Segment]], draws: Sequence[Draw], /) -> Batch:
+        """The tensors of some rows; an empty row is padding that counts for nothing.
+
+        Args:
+            rows: The segments of each row.
+            draws: What each row's random numbers follow from.
+        """
+        ...
 
 
 @dataclass(slots=True)
@@ -53,7 +66,10 @@ class LoaderPosition:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """How rows become tensors.
+    """How rows become input_ids_BT, position_ids_BT and labels_BT of a causal language model.
+
+    Positions start at 0 in every document; where they restart, attention stops. The label of a token is the one that
+    follows, IGNORED at a document's end and where nothing is to be learned.
 
     Attributes:
         store: The documents.
@@ -67,8 +83,8 @@ class Rows:
     pad_id: int
     pad_to_longest: bool = False
 
-    def batch(self, rows: list[list[Segment]]) -> Batch:
-        """The tensors of some rows."""
+    def batch(self, rows: Sequence[Sequence[Segment]], draws: Sequence[Draw] = ()) -> Batch:
+        """The tensors of some rows; nothing in them is random."""
         used = [sum(segment.stop - segment.start for segment in row) for row in rows]
         width = max([2, *used]) if self.pad_to_longest else self.sequence_length
         ids = np.full((len(rows), width), self.pad_id, np.int64)
@@ -77,9 +93,11 @@ class Rows:
         for index, row in enumerate(rows):
             filled = self._fill(row, ids[index], positions[index], labels[index])
             positions[index, filled:] = np.arange(width - filled)
-        return Batch(torch.from_numpy(ids), torch.from_numpy(positions), torch.from_numpy(labels), sum(used))
+        inputs = {"input_ids_BT": ids, "position_ids_BT": positions, "labels_BT": labels}
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        return Batch(tensors, sum(used), int((labels != IGNORED).sum()))
 
-    def _fill(self, row: list[Segment], ids_T: np.ndarray, positions_T: np.ndarray, labels_T: np.ndarray) -> int:
+    def _fill(self, row: Sequence[Segment], ids_T: np.ndarray, positions_T: np.ndarray, labels_T: np.ndarray) -> int:
         at = 0
         for document, start, stop in row:
             offset, length = int(self.store.offsets[document]), stop - start
@@ -103,7 +121,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        rows: Rows,
+        rows: Batcher,
         plan_epoch: Callable[[int], EpochPlan],
         *,
         global_batch_size: int,
@@ -122,17 +140,20 @@ class BatchLoader:
 
     def next_step(self) -> list[Batch]:
         """This process's micro batches of the next optimizer step."""
-        rows = self._take(self._global_batch_size)[self._rank :: self._world_size]
-        size = self._micro_batch_size
-        return [self._rows.batch(rows[start : start + size]) for start in range(0, len(rows), size)]
+        taken = self._take(self._global_batch_size)[self._rank :: self._world_size]
+        parts = [
+            taken[start : start + self._micro_batch_size] for start in range(0, len(taken), self._micro_batch_size)
+        ]
+        return [self._rows.batch([row for row, _ in part], [draw for _, draw in part]) for part in parts]
 
-    def _take(self, count: int) -> list[list[Segment]]:
-        rows: list[list[Segment]] = []
+    def _take(self, count: int) -> list[tuple[Sequence[Segment], Draw]]:
+        rows: list[tuple[Sequence[Segment], Draw]] = []
         while len(rows) < count:
             if self._position.row >= self._plan.num_rows:
                 self._position = LoaderPosition(self._position.epoch + 1, 0)
                 self._plan = self._plan_epoch(self._position.epoch)
-            rows.append(list(self._plan.row(self._position.row)))
+            at = self._position
+            rows.append((self._plan.row(at.row), (0, at.epoch, at.row)))
             self._position.row += 1
         return rows
 
@@ -147,7 +168,7 @@ class BatchLoader:
 
 
 def evaluation_batches(
-    rows: Rows, plan: EpochPlan, *, batch_size: int, rank: int = 0, world_size: int = 1
+    rows: Batcher, plan: EpochPlan, *, batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Iterator[Batch]:
     """This process's share of every row of a plan, once.
 
@@ -156,4 +177,5 @@ def evaluation_batches(
     """
     for start in range(0, plan.num_rows, batch_size * world_size):
         mine = range(start + rank * batch_size, min(start + (rank + 1) * batch_size, plan.num_rows))
-        yield rows.batch([list(plan.row(index)) for index in mine] or [[]])
+        shares = [(plan.row(index), (1, 0, index)) for index in mine] or [((), (1, 0, plan.num_rows))]
+        yield rows.batch([row for row, _ in shares], [draw for _, draw in shares])

@@ -7,6 +7,7 @@ import yaml
 
 from plinth_api.run import TrainRun
 from plinth_workloads.evaluate.gate import GateVerdict
+from plinth_workloads.objectives.by_name import objective_of
 
 
 def build_model_card(
@@ -21,7 +22,10 @@ def build_model_card(
         facts: Further lines: parameters, tokens, run id.
     """
     is_adapter = run.lora is not None and not run.output.merge
-    head: dict[str, Any] = {"library_name": "peft" if is_adapter else "transformers", "pipeline_tag": "text-generation"}
+    head: dict[str, Any] = {
+        "library_name": "peft" if is_adapter else "transformers",
+        "pipeline_tag": objective_of(run).pipeline_tag,
+    }
     if run.model.uri:
         head["base_model"] = run.model.uri
     origin = f"`{run.model.uri}`" if run.model.uri else f"random weights of architecture `{run.model.architecture}`"

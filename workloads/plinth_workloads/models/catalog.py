@@ -1,6 +1,7 @@
-"""Which transformers class an objective trains, and what a new model's configuration is."""
+"""The configuration of a new model, and whether its positions hold a row."""
 
 import difflib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from plinth_workloads.errors import UserError
@@ -9,15 +10,23 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 
-def model_class(objective: str) -> Any:
-    """The transformers auto class that has a head for the objective."""
+CAUSAL_LM = "AutoModelForCausalLM"
+"""The transformers auto class of causal language models."""
+
+
+def model_class(auto_class: str) -> Any:
+    """The transformers auto class of a name."""
     import transformers
 
-    return {"causalLM": transformers.AutoModelForCausalLM}[objective]
+    return getattr(transformers, auto_class)
 
 
 def new_config(
-    architecture: str, given: dict[str, Any], tokenizer: "PreTrainedTokenizerBase", sequence_length: int
+    architecture: str,
+    given: Mapping[str, Any],
+    tokenizer: "PreTrainedTokenizerBase",
+    sequence_length: int,
+    implied: Mapping[str, Any] | None = None,
 ) -> "PretrainedConfig":
     """The configuration of a model with random weights.
 
@@ -26,6 +35,7 @@ def new_config(
         given: Arguments of its configuration class.
         tokenizer: Gives vocabulary and special tokens.
         sequence_length: Longest row; positions are made to hold it unless `given` says how many there are.
+        implied: Arguments that follow from the objective; `given` comes before them.
 
     Raises:
         UserError: InvalidSpec for an unknown architecture or argument, or values that do not go together.
@@ -49,6 +59,7 @@ def new_config(
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
+        **(implied or {}),
     }
     if isinstance(known.get("max_position_embeddings"), int):
         derived["max_position_embeddings"] = max(known["max_position_embeddings"], sequence_length)

@@ -1,5 +1,6 @@
 """Models with weights: new ones from a configuration, existing ones from safetensors, adapters on their base."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ import torch
 from plinth_api.run import TrainRun
 from plinth_workloads.errors import UserError
 from plinth_workloads.models.adapters import adapter_base_uri, attach_lora, load_adapter, merged
-from plinth_workloads.models.catalog import check_positions, model_class, new_config
+from plinth_workloads.models.catalog import CAUSAL_LM, check_positions, model_class, new_config
 from plinth_workloads.models.fetch import fetch_model
 from plinth_workloads.models.tokenizers import load_tokenizer
 
@@ -16,13 +17,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load_for_training(run: TrainRun, tokenizer: "PreTrainedTokenizerBase", base_folder: Path | None) -> Any:
+def load_for_training(
+    run: TrainRun,
+    tokenizer: "PreTrainedTokenizerBase",
+    base_folder: Path | None,
+    auto_class: str = CAUSAL_LM,
+    implied: Mapping[str, Any] | None = None,
+) -> Any:
     """The model that a run trains: fp32 weights on the CPU, equal in every process.
 
     Args:
         run: The run document.
         tokenizer: The tokenizer that the data was made with.
         base_folder: Folder of the model to start from; None for random weights.
+        auto_class: The transformers class with the objective's head.
+        implied: Values of the configuration that follow from the objective.
 
     Returns:
         A transformers model, or a peft model around one.
@@ -33,10 +42,11 @@ def load_for_training(run: TrainRun, tokenizer: "PreTrainedTokenizerBase", base_
     torch.manual_seed(run.training.seed)
     if base_folder is None:
         assert run.model.architecture is not None
-        config = new_config(run.model.architecture, run.model.config, tokenizer, run.training.sequence_length)
+        length = run.training.sequence_length
+        config = new_config(run.model.architecture, run.model.config, tokenizer, length, implied)
         check_positions(config, run.training.sequence_length)
         try:
-            model = model_class(run.objective).from_config(config)
+            model = model_class(auto_class).from_config(config)
         except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
             raise UserError(
                 "InvalidSpec", f"spec.model: no {run.model.architecture} can be made for {run.objective}: {error}"
@@ -46,7 +56,8 @@ def load_for_training(run: TrainRun, tokenizer: "PreTrainedTokenizerBase", base_
         model = load_model(
             base_folder,
             run.model.uri,
-            objective=run.objective,
+            auto_class=auto_class,
+            implied=implied,
             tracking_uri=run.tracking.uri,
             cache_dir=Path(run.work_dir) / "cache",
         )
@@ -58,7 +69,15 @@ def load_for_training(run: TrainRun, tokenizer: "PreTrainedTokenizerBase", base_
     return model
 
 
-def load_model(folder: Path, uri: str, *, objective: str, tracking_uri: str, cache_dir: Path) -> "PreTrainedModel":
+def load_model(
+    folder: Path,
+    uri: str,
+    *,
+    auto_class: str = CAUSAL_LM,
+    implied: Mapping[str, Any] | None = None,
+    tracking_uri: str,
+    cache_dir: Path,
+) -> "PreTrainedModel":
     """The model in a folder, in fp32; an adapter is merged into its base, which is fetched by the URI that it names.
 
     Raises:
@@ -67,14 +86,26 @@ def load_model(folder: Path, uri: str, *, objective: str, tracking_uri: str, cac
     base_uri = adapter_base_uri(folder)
     if base_uri is not None:
         base_folder = fetch_model(base_uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
-        base = load_model(base_folder, base_uri, objective=objective, tracking_uri=tracking_uri, cache_dir=cache_dir)
+        base = load_model(
+            base_folder,
+            base_uri,
+            auto_class=auto_class,
+            implied=implied,
+            tracking_uri=tracking_uri,
+            cache_dir=cache_dir,
+        )
         adapted: PreTrainedModel = merged(load_adapter(base, folder))
         return adapted
     if not list(folder.glob("*.safetensors")):
         raise UserError("ModelLoadFailed", f"{uri} has no *.safetensors; other formats of weights are not loaded")
     try:
-        model: PreTrainedModel = model_class(objective).from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        model: PreTrainedModel = model_class(auto_class).from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            **(implied or {}),
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -94,5 +125,5 @@ def load_for_inference(uri: str, *, tracking_uri: str, cache_dir: Path) -> tuple
     """
     folder = fetch_model(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
     tokenizer = load_tokenizer(folder, uri)
-    model = load_model(folder, uri, objective="causalLM", tracking_uri=tracking_uri, cache_dir=cache_dir)
+    model = load_model(folder, uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
     return model.eval(), tokenizer

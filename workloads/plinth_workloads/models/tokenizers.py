@@ -1,6 +1,6 @@
 """Tokenizers: trained on the job's own text, or loaded from a folder, with the chat template that goes with them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,33 +19,39 @@ CHAT_TEMPLATE = (
 """Each turn opens with its role and ends with the token that ends every text, so a model stops after its answer."""
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, folder: Path) -> None:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, folder: Path, special_tokens: Mapping[str, str] | None = None
+) -> None:
     """Train a byte-level BPE tokenizer and save it as a Hugging Face folder.
 
     Args:
         texts: What to train on.
         vocab_size: Number of tokens, special tokens and the 256 bytes included.
         folder: Where `tokenizer.json` and its configuration go.
+        special_tokens: Further ones that the objective needs: `mask_token`, or a name of its own.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
+    further = dict(special_tokens or {})
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT, *ROLES.values()],
+        special_tokens=[END_OF_TEXT, *ROLES.values(), *further.values()],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    named = {name: further.pop(name) for name in PreTrainedTokenizerFast.SPECIAL_TOKENS_ATTRIBUTES if name in further}
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_OF_TEXT,
         bos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,
-        additional_special_tokens=list(ROLES.values()),
+        additional_special_tokens=[*ROLES.values(), *further.values()],
+        **named,
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE

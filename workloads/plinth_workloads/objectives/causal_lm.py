@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plinth_workloads.data.loader import IGNORED
+from plinth_workloads.errors import UserError
+from plinth_workloads.models.catalog import CAUSAL_LM
 from plinth_workloads.objectives.chunked_loss import chunked_cross_entropy, hidden_before_head, logit_transform
+from plinth_workloads.objectives.objective import Objective
 
 
 class CausalLMLoss(nn.Module):
@@ -71,3 +74,24 @@ def documents_stay_apart(model: Any) -> bool:
     finally:
         model.train(was_training)
     return torch.allclose(first, second, rtol=1e-4, atol=1e-5)
+
+
+class CausalLM(Objective):
+    """The objective of language models that generate."""
+
+    auto_class = CAUSAL_LM
+    pipeline_tag = "text-generation"
+    pipeline_class = "TextGenerationPipeline"
+
+    def check(self, model: Any, tokenizer: Any) -> None:
+        """Refuse packed rows where their documents would see each other."""
+        if self.run.training.packing and not documents_stay_apart(model):
+            raise UserError(
+                "InvalidSpec",
+                f"spec.training.packing: {model.config.model_type} lets documents of one row see each other; "
+                "set it to false",
+            )
+
+    def loss(self, model: Any, tokenizer: Any) -> CausalLMLoss:
+        """Cross entropy of the following tokens."""
+        return CausalLMLoss(model)

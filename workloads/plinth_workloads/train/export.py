@@ -13,6 +13,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from plinth_api.run import TrainRun
 from plinth_workloads.models.load import load_model
+from plinth_workloads.objectives.by_name import objective_of
+from plinth_workloads.objectives.objective import Objective
 from plinth_workloads.train.parallel import Workers
 
 logger = logging.getLogger(__name__)
@@ -46,20 +48,21 @@ def export_model(run: TrainRun, model: nn.Module, tokenizer: Any, workers: Worke
     if run.lora is not None and run.output.merge:
         _merge(run, folder)
     tokenizer.save_pretrained(folder)
-    if run.lora is None or run.output.merge:
-        _write_mlmodel(folder, tokenizer)
+    objective = objective_of(run)
+    if objective.pipeline_class is not None and (run.lora is None or run.output.merge):
+        _write_mlmodel(folder, tokenizer, objective)
 
 
 def _merge(run: TrainRun, folder: Path) -> None:
     """Replace the adapter in `folder` by its base with the adapter merged in."""
-    cache = Path(run.work_dir) / "cache"
-    merged = load_model(folder, str(folder), objective=run.objective, tracking_uri=run.tracking.uri, cache_dir=cache)
+    cache, auto_class = Path(run.work_dir) / "cache", objective_of(run).auto_class
+    merged = load_model(folder, str(folder), auto_class=auto_class, tracking_uri=run.tracking.uri, cache_dir=cache)
     shutil.rmtree(folder)
     merged.config.use_cache = True
     merged.save_pretrained(folder, safe_serialization=True)
 
 
-def _write_mlmodel(folder: Path, tokenizer: Any) -> None:
+def _write_mlmodel(folder: Path, tokenizer: Any, objective: Objective) -> None:
     """Let mlflow.transformers.load_model open the folder: its own log_model would store pickled or doubled files."""
     import transformers
 
@@ -68,8 +71,8 @@ def _write_mlmodel(folder: Path, tokenizer: Any) -> None:
     flavor = {
         "transformers_version": transformers.__version__,
         "code": None,
-        "task": "text-generation",
-        "instance_type": "TextGenerationPipeline",
+        "task": objective.pipeline_tag,
+        "instance_type": objective.pipeline_class,
         "framework": "pt",
         "pipeline_model_type": architecture,
         "source_model_name": architecture,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from plinth_api.run import TrainRun
-from plinth_workloads.data.loader import IGNORED, Batch, BatchLoader
+from plinth_workloads.data.loader import Batch, BatchLoader
 from plinth_workloads.errors import UserError
 from plinth_workloads.train.checkpoint import Checkpoint, Checkpointer, SavedCheckpoint
 from plinth_workloads.train.metrics import flops_per_token, memory_bytes, peak_flops
@@ -91,7 +91,7 @@ class TrainLoop:
             run: The run document.
             workers: This process among the others.
             model: The weights, on their device, sharded where the run shards.
-            loss: Calls the model and returns the loss summed over a batch's labels.
+            loss: Calls the model with a batch's inputs and returns the loss summed over the batch's targets.
             optimizers: Over the model's trainable weights.
             loader: This process's batches.
             checkpointer: Where state is saved.
@@ -227,7 +227,7 @@ class TrainLoop:
         Raises:
             UserError: CheckpointFailed in all processes, where a save has failed since the last step.
         """
-        targets = sum(int((batch.labels_BT != IGNORED).sum()) for batch in batches)
+        targets = sum(batch.num_targets for batch in batches)
         tokens = sum(batch.num_tokens for batch in batches)
         stop = self._stop_file is not None and self._stop_file.exists()
         *agreed, failed = self._workers.sum(targets, tokens, stop, self._checkpointer.has_failed)
@@ -243,7 +243,7 @@ class TrainLoop:
             moved = batch.to(self._workers.device)
             with gradients_synchronized(self._loss, last=index == len(batches) - 1):
                 with autocast(self._run, self._workers):
-                    loss = self._loss(moved.input_ids_BT, moved.position_ids_BT, moved.labels_BT)
+                    loss = self._loss(**moved.inputs)
                 (loss * scale).backward()
             total += loss.detach()
         return self._workers.sum_tensor(total) / max(1.0, num_targets)

@@ -17,22 +17,16 @@ from torch import nn
 
 from plinth_api import run_tags
 from plinth_api.run import TrainRun
-from plinth_workloads.data.loader import BatchLoader, Rows, evaluation_batches
-from plinth_workloads.data.prepare import (
-    PreparedData,
-    cuts_documents,
-    plan_training_epoch,
-    plan_validation,
-    prepare_data,
-)
-from plinth_workloads.errors import UserError, as_user_error
+from plinth_workloads.data.loader import BatchLoader, evaluation_batches
+from plinth_workloads.data.prepare import PreparedData, plan_training_epoch, plan_validation, prepare_data
+from plinth_workloads.errors import as_user_error
 from plinth_workloads.evaluate.curves import draw_loss_curve
 from plinth_workloads.evaluate.gate import GateVerdict, decide_gate
 from plinth_workloads.evaluate.metrics import measure
 from plinth_workloads.evaluate.model_card import build_model_card
 from plinth_workloads.models.fetch import fetch_model
 from plinth_workloads.models.load import load_for_training, load_model
-from plinth_workloads.objectives.causal_lm import CausalLMLoss, documents_stay_apart
+from plinth_workloads.objectives.by_name import objective_of
 from plinth_workloads.tracking import ModelVersion, Tracker, resolve_alias
 from plinth_workloads.train.blocks import prepare_blocks
 from plinth_workloads.train.checkpoint import Checkpointer, newest_checkpoint
@@ -138,16 +132,13 @@ def open_session(run: TrainRun, workers: Workers, log: ProgressLog | None, track
     base = run.model.uri or run.model.tokenizer_uri
     base_folder = fetch_model(base, tracking_uri=run.tracking.uri, cache_dir=cache) if base else None
     _write(log, "preparing")
-    data = prepare_data(run, base_folder)
+    objective = objective_of(run)
+    data = prepare_data(run, base_folder, objective.recipe())
     workers.barrier()
-    model = load_for_training(run, data.tokenizer, base_folder if run.model.uri else None)
-    if run.training.packing and not documents_stay_apart(model):
-        raise UserError(
-            "InvalidSpec",
-            f"spec.training.packing: {model.config.model_type} lets documents of one row see each other; "
-            "set it to false",
-        )
-    loss: nn.Module = CausalLMLoss(model)
+    start, implied = base_folder if run.model.uri else None, objective.implied_config(data.tokenizer)
+    model = load_for_training(run, data.tokenizer, start, objective.auto_class, implied)
+    objective.check(model, data.tokenizer)
+    loss = objective.loss(model, data.tokenizer)
     prepare_blocks(model, run)
     wrapped = replicate_loss(shard_model(loss, run, workers), run, workers)
     loop = _build_loop(run, workers, data, model, loss, wrapped, log, tracker)
@@ -178,7 +169,7 @@ def _build_loop(
     if tracker is not None:
         reporters.append(TrackingReporter(tracker))
     loader = BatchLoader(
-        _rows(run, data, data.store),
+        data.training_rows,
         lambda epoch: plan_training_epoch(run, data, epoch),
         global_batch_size=run.training.global_batch_size,
         micro_batch_size=run.training.micro_batch_size,
@@ -216,24 +207,15 @@ def num_steps(run: TrainRun, data: PreparedData) -> int:
     return max(1, math.ceil(rows / training.global_batch_size))
 
 
-def _rows(run: TrainRun, data: PreparedData, store: Any) -> Rows:
-    return Rows(
-        store,
-        run.training.sequence_length,
-        data.tokenizer.pad_token_id,
-        pad_to_longest=not cuts_documents(run),
-    )
-
-
 def _measure(run: TrainRun, workers: Workers, data: PreparedData, loss: nn.Module) -> Metrics:
     batches = evaluation_batches(
-        _rows(run, data, data.validation_store),
-        plan_validation(run, data),
+        data.validation_rows,
+        plan_validation(data),
         batch_size=run.training.micro_batch_size,
         rank=workers.rank,
         world_size=workers.world_size,
     )
-    measured = measure(run, loss, batches, workers)
+    measured = measure(run, objective_of(run), loss, batches, workers)
     return {name: measured[name] for name in run.evaluation.metrics}
 
 
@@ -311,8 +293,16 @@ def _measure_registered(session: Session, reference: str) -> Metrics | None:
         uri = champion.uri
     cache = Path(run.work_dir) / "cache"
     folder = fetch_model(uri, tracking_uri=run.tracking.uri, cache_dir=cache)
-    model = load_model(folder, uri, objective=run.objective, tracking_uri=run.tracking.uri, cache_dir=cache)
-    loss = CausalLMLoss(model.to(workers.device)).eval()
+    objective, tokenizer = objective_of(run), session.data.tokenizer
+    model = load_model(
+        folder,
+        uri,
+        auto_class=objective.auto_class,
+        implied=objective.implied_config(tokenizer),
+        tracking_uri=run.tracking.uri,
+        cache_dir=cache,
+    )
+    loss = objective.loss(model.to(workers.device), tokenizer).eval()
     return _measure(run, workers, session.data, loss)
 
 

@@ -27,22 +27,22 @@ def make_loader(store, *, rank=0, world_size=1, micro=4, global_batch=8):
 
 
 def rows_of(batches):
-    return [tuple(row.tolist()) for batch in batches for row in batch.input_ids_BT]
+    return [tuple(row.tolist()) for batch in batches for row in batch.inputs["input_ids_BT"]]
 
 
 def test_a_row_has_shifted_labels_and_restarting_positions(store):
     batch = Rows(store, 16, pad_id=0).batch([[Segment(0, 0, 5), Segment(1, 2, 6)]])
     first, second = store.tokens[store.offsets[0] :][:5], store.tokens[store.offsets[1] + 2 :][:4]
-    assert batch.input_ids_BT[0].tolist() == [*first, *second, *[0] * 7]
-    assert batch.labels_BT[0].tolist() == [*first[1:], IGNORED, *second[1:], *[IGNORED] * 8]
-    assert batch.position_ids_BT[0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6]
+    assert batch.inputs["input_ids_BT"][0].tolist() == [*first, *second, *[0] * 7]
+    assert batch.inputs["labels_BT"][0].tolist() == [*first[1:], IGNORED, *second[1:], *[IGNORED] * 8]
+    assert batch.inputs["position_ids_BT"][0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6]
 
 
 def test_only_targets_become_labels(tmp_path):
     document = TokenizedDocument([5, 6, 7, 8], [False, False, True, True])
     write_token_store(tmp_path / "store", [[document]], vocab_size=500)
     batch = Rows(TokenStore(tmp_path / "store"), 8, pad_id=0, pad_to_longest=True).batch([[Segment(0, 0, 4)]])
-    assert batch.labels_BT.tolist() == [[IGNORED, 7, 8, IGNORED]]
+    assert batch.inputs["labels_BT"].tolist() == [[IGNORED, 7, 8, IGNORED]]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -81,7 +81,7 @@ def test_evaluation_sees_every_row_once_in_equally_many_batches(store, world_siz
         for rank in range(world_size)
     ]
     assert len({len(share) for share in shares}) == 1
-    targets = sum(int((batch.labels_BT != IGNORED).sum()) for share in shares for batch in share)
+    targets = sum(batch.num_targets for share in shares for batch in share)
     assert targets == int((store.lengths - 1).sum())
 
 

@@ -97,9 +97,9 @@ def test_packed_documents_have_the_loss_that_they_have_alone(tmp_path):
     pieces = [Segment(document, 0, min(20, int(store.lengths[document]))) for document in range(3)]
     with torch.no_grad():
         packed = rows.batch([pieces])
-        whole = session.loss(packed.input_ids_BT, packed.position_ids_BT, packed.labels_BT)
+        whole = session.loss(**packed.inputs)
         alone = [rows.batch([[piece]]) for piece in pieces]
-        parts = [session.loss(batch.input_ids_BT, batch.position_ids_BT, batch.labels_BT) for batch in alone]
+        parts = [session.loss(**batch.inputs) for batch in alone]
     torch.testing.assert_close(whole, torch.stack(parts).sum(), rtol=1e-6, atol=1e-5)
 
 
@@ -108,14 +108,14 @@ def test_a_document_does_not_see_the_one_before_it(tmp_path):
     session.loss.eval()
     rows = Rows(session.data.store, 64, session.data.tokenizer.pad_token_id)
     batch = rows.batch([[Segment(0, 0, 10), Segment(1, 0, 10)]])
-    changed = copy.deepcopy(batch.input_ids_BT)
+    changed = copy.deepcopy(batch.inputs["input_ids_BT"])
     changed[0, :10] = 7
     with torch.no_grad():
         before, after = (
             session.model(
-                input_ids=ids, position_ids=batch.position_ids_BT, attention_mask=None, use_cache=False
+                input_ids=ids, position_ids=batch.inputs["position_ids_BT"], attention_mask=None, use_cache=False
             ).logits
-            for ids in (batch.input_ids_BT, changed)
+            for ids in (batch.inputs["input_ids_BT"], changed)
         )
     torch.testing.assert_close(before[0, 10:20], after[0, 10:20], rtol=0, atol=1e-6)
     assert not torch.allclose(before[0, :10], after[0, :10])
@@ -130,7 +130,7 @@ def test_a_merged_adapter_computes_what_the_adapter_computes(tmp_path, base_mode
     session.model.eval()
     with torch.no_grad():
         adapted = session.model(input_ids=ids, use_cache=False).logits
-        base = load_model(base_model, "base", objective="causalLM", tracking_uri="", cache_dir=tmp_path).eval()
+        base = load_model(base_model, "base", tracking_uri="", cache_dir=tmp_path).eval()
         plain = base(input_ids=ids, use_cache=False).logits
         merged_logits = merged(load_adapter(base, folder)).eval()(input_ids=ids, use_cache=False).logits
     torch.testing.assert_close(merged_logits, adapted, rtol=1e-5, atol=1e-5)
@@ -160,7 +160,7 @@ def test_pretraining_goes_on_from_a_models_weights(tmp_path, base_model):
     model = {"architecture": None, "config": None, "tokenizer": None, "uri": f"file://{base_model}"}
     session, losses = open_alone(make_train_run(tmp_path / "continued", model=model, training={"steps": 20}))
     start = weights_of(session)
-    trained = load_model(base_model, "base", objective="causalLM", tracking_uri="", cache_dir=tmp_path).state_dict()
+    trained = load_model(base_model, "base", tracking_uri="", cache_dir=tmp_path).state_dict()
     assert all(torch.equal(start[name], value) for name, value in trained.items())
     session.loop.train()
     assert losses.by_step[20] < losses.by_step[1]

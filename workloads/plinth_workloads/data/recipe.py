@@ -1,0 +1,71 @@
+"""How examples become rows and rows become batches: the part of an objective that knows data and no model.
+
+`DataRecipe` is that of a causal language model; other objectives change the steps in which they differ.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from plinth_api.run import TrainRun
+from plinth_workloads.data.formats import Example
+from plinth_workloads.data.loader import Batcher, Rows
+from plinth_workloads.data.packing import ConcatenatedRows, EpochPlan, WholeDocumentRows
+from plinth_workloads.data.token_store import IntArray, TokenizedDocument, TokenStore
+from plinth_workloads.data.tokenize import tokenize_examples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class DataRecipe:
+    """Documents of tokens, packed into rows, with the token that follows as the label."""
+
+    def __init__(self, run: TrainRun) -> None:
+        self.run = run
+
+    def special_tokens(self) -> Mapping[str, str]:
+        """Special tokens that a tokenizer trained for this run needs beside the usual ones, by transformers' names.
+
+        A name that transformers does not know (`sentinel_0`) is a further special token.
+        """
+        return {}
+
+    def tokenize(
+        self, examples: Iterable[Example], tokenizer: "PreTrainedTokenizerBase"
+    ) -> Iterator[TokenizedDocument]:
+        """The examples as token ids.
+
+        Raises:
+            UserError: InvalidData for an example that cannot be rendered.
+        """
+        return tokenize_examples(examples, tokenizer, as_chat=self.run.data.task == "instruction")
+
+    def learns_something(self, document: TokenizedDocument) -> bool:
+        """Whether a row holds a target of the document: one other than the first token, which is never predicted."""
+        if self._cuts_documents():
+            return len(document.ids) > 1
+        length = min(len(document.ids), self.run.training.sequence_length)
+        return length > 1 if document.targets is None else any(document.targets[1:length])
+
+    def plan(self, documents: IntArray, store: TokenStore, *, seed: int) -> EpochPlan:
+        """The rows that hold some documents, in random order."""
+        training = self.run.training
+        if self._cuts_documents():
+            return ConcatenatedRows(documents, store.lengths, training.sequence_length, seed=seed)
+        return WholeDocumentRows(
+            documents, store.lengths, training.sequence_length, packing=training.packing, seed=seed
+        )
+
+    def batcher(self, tokenizer: "PreTrainedTokenizerBase", store: TokenStore) -> Batcher:
+        """What makes tensors of a plan's rows."""
+        training = self.run.training
+        return Rows(
+            store,
+            training.sequence_length,
+            tokenizer.pad_token_id,
+            pad_to_longest=not self._cuts_documents() and not training.compile,
+        )
+
+    def _cuts_documents(self) -> bool:
+        """Whether documents are cut to fill rows: plain text in packed rows is, an example with an answer never."""
+        return self.run.training.packing and self.run.data.task == "pretrain"
