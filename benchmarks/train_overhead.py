@@ -123,7 +123,7 @@ def main() -> int:
         log, data = ProgressLog(home), prepare_data(run, None)
         model, nothing = load_for_training(run, data.tokenizer, None), _Nothing()
         loss = CausalLMLoss(model)
-        prepare_blocks(model, run)
+        prepare_blocks(model, run, same_width=True)
         subject = _build(run, data, model, loss, log, tracker)
         pairs = _measure(subject, arguments.block, arguments.pairs)
         empty = _measure(_build(run, data, nothing, nothing, log, tracker), _EMPTY_BLOCK, arguments.pairs)

@@ -235,7 +235,7 @@ def _random_store(folder: Path, subject: Subject, steps: int, model: nn.Module) 
 def _build_loop(run: TrainRun, model: Any, device: torch.device, store: TokenStore, reporter: _Steps) -> TrainLoop:
     training, workers = run.training, Workers(0, 1, device, control_group=None)
     loss: nn.Module = CausalLMLoss(model).train()
-    prepare_blocks(model, run)
+    prepare_blocks(model, run, same_width=True)
     documents = np.arange(store.num_documents)
 
     def plan_epoch(epoch: int) -> ConcatenatedRows:

@@ -331,8 +331,10 @@ class Evaluation(ApiModel):
     every_steps: int | None = Field(
         default=None, ge=1, le=10000000, description="everySteps between evaluations; a tenth of the run when left out."
     )
-    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1, max_length=32)] = Field(
-        default=("loss", "perplexity"), description="metrics that are computed on the validation examples."
+    metrics: Annotated[tuple[MetricName, ...], Field(min_length=1, max_length=32)] | None = Field(
+        default=None,
+        description="metrics that are computed on the validation examples; the usual ones of the objective when left "
+        "out: loss and perplexity of language models.",
     )
     gate: Annotated[tuple[GateRule, ...], Field(min_length=1, max_length=16)] | None = Field(
         default=None, description="gate holds the conditions for moving output.alias; all must be met."

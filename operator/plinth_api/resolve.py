@@ -14,6 +14,7 @@ from plinth_api.common import Compute, DataSource
 from plinth_api.errors import InvalidSpec, Problem
 from plinth_api.fine_tune_job import FineTuneJob
 from plinth_api.model_service import ModelService
+from plinth_api.objective_rules import facts_of, metrics_of, objective_of, packs_rows
 from plinth_api.parse import Job, Resource
 from plinth_api.pretrain_job import PretrainJob, PretrainModel
 from plinth_api.quantity import parse_quantity
@@ -100,11 +101,13 @@ def resolve_train_run(job: Job, settings: ResolveSettings, versions: Mapping[str
     problems = [*unsupported_problems(job), *job_problems(job)]
     if problems:
         raise InvalidSpec(*problems)
+    objective, objective_settings = objective_of(job)
     run = TrainRun(
         kind=job.kind,
         name=job.metadata.name,
         uid=settings.uid,
-        objective="causalLM",
+        objective=objective,
+        objective_settings=objective_settings,
         model=_resolve_model(job, settings, versions),
         lora=_resolve_lora(job),
         data=_resolve_data(job, settings),
@@ -190,7 +193,7 @@ def _resolve_data(job: Job, settings: ResolveSettings) -> RunData:
         validation=tuple(_resolve_source(source, settings) for source in sources),
         validation_fraction=validation.fraction if validation else None,
         columns=data.columns.to_wire() if data.columns else {},
-        format=job.spec.data.format if isinstance(job, FineTuneJob) else "text",
+        format=job.spec.data.format if isinstance(job, FineTuneJob) else facts_of(job).data_format,
         task=task,
     )
 
@@ -209,7 +212,8 @@ def _resolve_training(job: Job) -> RunTraining:
         tokens=training.tokens,
         sequence_length=training.sequence_length,
         global_batch_size=training.global_batch_size,
-        micro_batch_size=training.micro_batch_size or micro_batch_size(worker_batch, training.sequence_length),
+        micro_batch_size=training.micro_batch_size
+        or (worker_batch if facts_of(job).compares_rows else micro_batch_size(worker_batch, training.sequence_length)),
         learning_rate=training.learning_rate,
         schedule=training.schedule.name,
         warmup_steps=training.schedule.warmup_steps,
@@ -222,7 +226,7 @@ def _resolve_training(job: Job) -> RunTraining:
         epsilon=training.optimizer.epsilon,
         max_grad_norm=training.max_grad_norm,
         precision=precision,
-        packing=training.packing,
+        packing=packs_rows(job),
         compile=on_gpu if training.compile is None else training.compile,
         activation_checkpointing=training.activation_checkpointing,
         seed=training.seed,
@@ -279,4 +283,4 @@ def _resolve_evaluation(job: Job, settings: ResolveSettings, versions: Mapping[s
         else rule
         for rule in evaluation.gate or ()
     )
-    return RunEvaluation(every_steps=evaluation.every_steps, metrics=evaluation.metrics, gate=gate)
+    return RunEvaluation(every_steps=evaluation.every_steps, metrics=metrics_of(job), gate=gate)

@@ -130,7 +130,10 @@ class TrainRun(ApiModel):
     kind: Literal["PretrainJob", "FineTuneJob"]
     name: str
     uid: str
-    objective: Literal["causalLM"]
+    objective: str = Field(description="objective is a key of spec.objective.")
+    objective_settings: dict[str, Any] = Field(
+        default={}, description="objectiveSettings are what the job has below the key, with defaults."
+    )
     model: RunModel
     lora: LoRA | None = Field(description="lora is None for a method that moves all weights.")
     data: RunData

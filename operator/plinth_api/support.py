@@ -40,9 +40,6 @@ _JOB_NOT_SUPPORTED: Mapping[str, Collection[object]] = {
 NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
     "PretrainJob": {
         **_JOB_NOT_SUPPORTED,
-        "spec.objective.maskedLM": ANY,
-        "spec.objective.spanDenoising": ANY,
-        "spec.objective.contrastiveText": ANY,
         "spec.objective.contrastiveImageText": ANY,
         "spec.objective.imageTextMatching": ANY,
         "spec.objective.maskedImage": ANY,
@@ -53,8 +50,6 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
         "spec.objective.maskedVideo": ANY,
         "spec.objective.sequenceModelling": ANY,
         "spec.data.columns.messages": ANY,
-        "spec.data.columns.prompt": ANY,
-        "spec.data.columns.completion": ANY,
     },
     "FineTuneJob": {
         **_JOB_NOT_SUPPORTED,

@@ -7,12 +7,10 @@ from plinth_api.common import Compute, GateRule, Parallelism
 from plinth_api.errors import Problem
 from plinth_api.fine_tune_job import FineTuneJob
 from plinth_api.model_service import ModelService
+from plinth_api.objective_rules import known_metrics, metrics_of, objective_problems
 from plinth_api.parse import Job
 from plinth_api.pretrain_job import PretrainJob
 from plinth_api.uris import holds_password, is_registry_uri, scheme_of
-
-COMPUTED_METRICS = frozenset({"loss", "perplexity"})
-"""Metrics that the objectives of today compute on the validation examples."""
 
 MODEL_SCHEMES = frozenset({"hf", "models", "runs", "pvc", "file"})
 DATA_SCHEMES = frozenset({"hf", "pvc", "file", "s3", "gs", "abfs", "abfss", "http", "https"})
@@ -94,12 +92,10 @@ def _batch_problems(job: Job) -> Iterator[Problem]:
 
 
 def _evaluation_problems(job: Job) -> Iterator[Problem]:
-    evaluation = job.spec.evaluation
-    for index, metric in enumerate(evaluation.metrics):
-        if metric not in COMPUTED_METRICS:
-            yield Problem(
-                f"spec.evaluation.metrics[{index}]", f"nobody computes {metric}; known: {_listed(COMPUTED_METRICS)}"
-            )
+    evaluation, known = job.spec.evaluation, known_metrics(job)
+    for index, metric in enumerate(evaluation.metrics or ()):
+        if metric not in known:
+            yield Problem(f"spec.evaluation.metrics[{index}]", f"nobody computes {metric}; known: {_listed(known)}")
     if evaluation.gate and job.spec.data.validation is None:
         yield Problem("spec.evaluation.gate", "needs validation examples; set spec.data.validation")
     for index, rule in enumerate(evaluation.gate or ()):
@@ -107,7 +103,7 @@ def _evaluation_problems(job: Job) -> Iterator[Problem]:
 
 
 def _gate_problems(job: Job, rule: GateRule, path: str) -> Iterator[Problem]:
-    metrics = job.spec.evaluation.metrics
+    metrics = metrics_of(job)
     if rule.metric not in metrics:
         yield Problem(f"{path}.metric", f"{rule.metric} is not in spec.evaluation.metrics ({', '.join(metrics)})")
     if rule.better_than == "base" and job.spec.model.uri is None:
@@ -161,6 +157,7 @@ def _scheme_problems(path: str, uri: str, supported: Iterable[str]) -> Iterator[
 
 
 def _pretrain_problems(job: PretrainJob) -> Iterator[Problem]:
+    yield from objective_problems(job)
     model, length = job.spec.model, job.spec.training.sequence_length
     if model.architecture and model.tokenizer is None:
         yield Problem(

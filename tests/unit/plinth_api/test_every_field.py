@@ -24,7 +24,7 @@ from plinth_api.support import CLUSTER_ONLY, cluster_only_fields
 TEXTS = ("other", "another", "/other", "pvc://claim/other", "pvc://claim/another")
 
 SAME_AS_DEFAULT = {
-    "spec.objective.causalLM={}": "no other objective is supported yet",
+    "spec.objective.causalLM={}": "the job that fields are put into has it",
     "spec.engine=torch": "auto is torch until vllm is supported",
     "spec.task=generate": "auto finds no other task until embed and classify are supported",
 }
@@ -60,6 +60,8 @@ GIVEN: dict[str, Document] = {
     "spec.evaluation.gate[].by": {"spec.evaluation.gate[].betterThan": "models:/other/1"},
     "spec.scaling.minReplicas": {"spec.scaling.maxReplicas": 2},
     "spec.data.format=text": {"spec.task.completion": {}},
+    "PretrainJob spec.data.columns.prompt": {"spec.objective.contrastiveText": {}},
+    "PretrainJob spec.data.columns.completion": {"spec.objective.contrastiveText": {}},
 }
 """What must hold beside a field for it to matter."""
 

@@ -41,6 +41,7 @@ def test_defaults_of_pretraining_are_explicit():
         "name": "tiny",
         "uid": "uid-1",
         "objective": "causalLM",
+        "objectiveSettings": {},
         "model": {
             "architecture": "llama",
             "config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},

@@ -13,8 +13,8 @@ from plinth_api.support import CLUSTER_ONLY, NOT_SUPPORTED, cluster_only_fields,
     [
         pytest.param(make_pretrain_job(), [], id="nothing"),
         pytest.param(
-            make_pretrain_job(objective={"causalLM": None, "maskedLM": {}}),
-            ["spec.objective.maskedLM: not supported yet: spec.objective.maskedLM"],
+            make_pretrain_job(objective={"causalLM": None, "diffusion": {}}),
+            ["spec.objective.diffusion: not supported yet: spec.objective.diffusion"],
             id="a member of a union",
         ),
         pytest.param(

@@ -106,6 +106,24 @@ class WholeDocumentRows:
         return [Segment(document, 0, int(self._lengths[document])) for document in self._rows[index]]
 
 
+class PieceRows:
+    """Every document cut into pieces of at most a row's length, each piece a row of its own: nothing is left out."""
+
+    def __init__(self, documents: IntArray, lengths: IntArray, length: int, *, seed: int) -> None:
+        self._documents, self._lengths, self._length = documents, lengths, length
+        self._ends = np.cumsum(-(-lengths[documents] // length))
+        self.num_rows = int(self._ends[-1]) if len(documents) else 0
+        self._order = np.random.default_rng(seed).permutation(self.num_rows)
+
+    def row(self, index: int) -> list[Segment]:
+        """The one segment of row `index`."""
+        number = int(self._order[index])
+        position = int(np.searchsorted(self._ends, number, side="right"))
+        before = int(self._ends[position - 1]) if position else 0
+        document, start = int(self._documents[position]), (number - before) * self._length
+        return [Segment(document, start, min(start + self._length, int(self._lengths[document])))]
+
+
 def _best_fit(documents: IntArray, lengths: IntArray, capacity: int) -> list[list[int]]:
     rows: list[list[int]] = []
     with_space: dict[int, list[int]] = {}

@@ -59,13 +59,13 @@ class PreparedData:
     @property
     def training_rows(self) -> Batcher:
         """What makes batches of the training documents."""
-        return self.recipe.batcher(self.tokenizer, self.store)
+        return self.recipe.batcher(self.tokenizer, self.store, self.train_documents)
 
     @property
     def validation_rows(self) -> Batcher:
         """What makes batches of the validation documents."""
         assert self.validation_store is not None
-        return self.recipe.batcher(self.tokenizer, self.validation_store)
+        return self.recipe.batcher(self.tokenizer, self.validation_store, self.validation_documents)
 
 
 def prepare_data(run: TrainRun, base_folder: Path | None, recipe: DataRecipe | None = None) -> PreparedData:
@@ -144,7 +144,8 @@ def _store(
     name: str,
 ) -> TokenStore:
     run = recipe.run
-    identity = json.dumps([[source.to_wire() for source in sources], run.data.to_wire(), run.training.sequence_length])
+    described = [[source.to_wire() for source in sources], run.data.to_wire(), run.training.sequence_length]
+    identity = json.dumps(described + ([run.objective_settings] if run.objective_settings else []))
     folder = cache / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     if not folder.exists():
         documents = (_tokenized(recipe, source, tokenizer, cache) for source in sources)

@@ -42,7 +42,7 @@ class DataRecipe:
 
     def learns_something(self, document: TokenizedDocument) -> bool:
         """Whether a row holds a target of the document: one other than the first token, which is never predicted."""
-        if self._cuts_documents():
+        if self.cuts_documents:
             return len(document.ids) > 1
         length = min(len(document.ids), self.run.training.sequence_length)
         return length > 1 if document.targets is None else any(document.targets[1:length])
@@ -50,22 +50,23 @@ class DataRecipe:
     def plan(self, documents: IntArray, store: TokenStore, *, seed: int) -> EpochPlan:
         """The rows that hold some documents, in random order."""
         training = self.run.training
-        if self._cuts_documents():
+        if self.cuts_documents:
             return ConcatenatedRows(documents, store.lengths, training.sequence_length, seed=seed)
         return WholeDocumentRows(
             documents, store.lengths, training.sequence_length, packing=training.packing, seed=seed
         )
 
-    def batcher(self, tokenizer: "PreTrainedTokenizerBase", store: TokenStore) -> Batcher:
-        """What makes tensors of a plan's rows."""
+    def batcher(self, tokenizer: "PreTrainedTokenizerBase", store: TokenStore, documents: IntArray) -> Batcher:
+        """What makes tensors of a plan's rows, which hold no other documents of the store than these."""
         training = self.run.training
         return Rows(
             store,
             training.sequence_length,
             tokenizer.pad_token_id,
-            pad_to_longest=not self._cuts_documents() and not training.compile,
+            pad_to_longest=not self.cuts_documents,
         )
 
-    def _cuts_documents(self) -> bool:
+    @property
+    def cuts_documents(self) -> bool:
         """Whether documents are cut to fill rows: plain text in packed rows is, an example with an answer never."""
         return self.run.training.packing and self.run.data.task == "pretrain"

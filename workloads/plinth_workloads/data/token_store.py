@@ -15,10 +15,11 @@ _WRITE_BUFFER_TOKENS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class TokenizedDocument:
-    """Token ids of one document and, where not all of them are to be learned, which are."""
+    """Token ids of one document; which are to be learned, where not all are; which start a word, where asked."""
 
     ids: list[int]
     targets: list[bool] | None = None
+    word_starts: list[bool] | None = None
 
 
 class TokenStore:
@@ -27,6 +28,7 @@ class TokenStore:
     Attributes:
         tokens: Ids of all documents, [num_tokens].
         targets: Which tokens the model is to predict, [num_tokens]; None where it is all of them.
+        word_starts: Which tokens start a word, [num_tokens]; None where nobody asked.
         offsets: Where each document starts, [num_documents + 1].
         fingerprint: Hash of the content; equal stores train equal models.
     """
@@ -35,6 +37,8 @@ class TokenStore:
         meta = json.loads((folder / "meta.json").read_text())
         self.tokens = np.load(folder / "tokens.npy", mmap_mode="r") if meta["num_tokens"] else np.zeros(0, np.uint16)
         self.targets = np.load(folder / "targets.npy", mmap_mode="r") if meta["has_targets"] else None
+        words = folder / "word_starts.npy"
+        self.word_starts = np.load(words, mmap_mode="r") if words.exists() else None
         self.offsets: IntArray = np.load(folder / "offsets.npy")
         self.fingerprint: str = meta["fingerprint"]
         self.source_of: IntArray = np.load(folder / "sources.npy")
@@ -65,7 +69,11 @@ def write_token_store(folder: Path, sources: Iterable[Iterable[TokenizedDocument
     source_of: list[int] = []
     has_targets = False
     digest = hashlib.sha256()
-    with (partial / "tokens.raw").open("wb") as tokens, (partial / "targets.raw").open("wb") as targets:
+    with (
+        (partial / "tokens.raw").open("wb") as tokens,
+        (partial / "targets.raw").open("wb") as targets,
+        (partial / "word_starts.raw").open("wb") as words,
+    ):
         for index, documents in enumerate(sources):
             for document in documents:
                 mask = np.ones(len(document.ids), np.bool_) if document.targets is None else np.array(document.targets)
@@ -75,6 +83,9 @@ def write_token_store(folder: Path, sources: Iterable[Iterable[TokenizedDocument
                 digest.update(mask.tobytes())
                 tokens.write(content)
                 targets.write(mask.tobytes())
+                starts = np.array(document.word_starts or (), np.bool_).tobytes()
+                digest.update(starts)
+                words.write(starts)
                 lengths.append(len(document.ids))
                 source_of.append(index)
     np.save(partial / "offsets.npy", np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64))
@@ -84,6 +95,7 @@ def write_token_store(folder: Path, sources: Iterable[Iterable[TokenizedDocument
     if has_targets:
         _to_npy(partial / "targets.raw", partial / "targets.npy", np.dtype(np.bool_))
     (partial / "targets.raw").unlink(missing_ok=True)
+    _to_npy(partial / "word_starts.raw", partial / "word_starts.npy", np.dtype(np.bool_))
     meta = {"num_tokens": sum(lengths), "has_targets": has_targets, "fingerprint": digest.hexdigest()[:16]}
     (partial / "meta.json").write_text(json.dumps(meta))
     partial.rename(folder)

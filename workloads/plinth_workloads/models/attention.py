@@ -43,7 +43,7 @@ def attend_within_documents(model: Any) -> bool:
         before = _logits_of_two_documents(model)
         model.set_attn_implementation(IMPLEMENTATION)
         same = torch.allclose(_logits_of_two_documents(model), before, rtol=1e-4, atol=1e-4)
-    except (TypeError, ValueError, RuntimeError, KeyError):
+    except (AttributeError, TypeError, ValueError, RuntimeError, KeyError):
         same = False
     finally:
         model.train(was_training)

@@ -76,6 +76,9 @@ def load_tokenizer(folder: Path, uri: str) -> "PreTrainedTokenizerBase":
         raise UserError("ModelLoadFailed", f"{uri} has no tokenizer that can be loaded: {error}") from error
     if not tokenizer.is_fast:
         raise UserError("ModelLoadFailed", f"{uri} has only a slow tokenizer; convert it to tokenizer.json")
+    if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:
+        # The tokenizers of BERT and its kin end a text with this one.
+        tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.eos_token_id is None:
         raise UserError("ModelLoadFailed", f"{uri} has a tokenizer without an end-of-text token; set eos_token")
     if tokenizer.pad_token_id is None:

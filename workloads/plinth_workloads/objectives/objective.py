@@ -25,7 +25,7 @@ class Objective(ABC):
 
     auto_class: str
     pipeline_tag: ClassVar[str]
-    pipeline_class: ClassVar[str | None] = None
+    pipeline_class: str | None = None
 
     def __init__(self, run: TrainRun) -> None:
         self.run = run

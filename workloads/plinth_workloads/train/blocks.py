@@ -16,7 +16,6 @@ from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from plinth_api.run import TrainRun
-from plinth_workloads.data.prepare import cuts_documents
 from plinth_workloads.models.attention import attend_within_documents
 from plinth_workloads.train.parallel import transformer_blocks
 
@@ -37,13 +36,14 @@ KEPT = frozenset(
 """Operations whose results selective checkpointing keeps: those that take the most time for each byte they make."""
 
 
-def prepare_blocks(model: nn.Module, run: TrainRun) -> None:
+def prepare_blocks(model: nn.Module, run: TrainRun, *, same_width: bool) -> None:
     """Let the blocks keep and compute what the run document says.
 
     Args:
         model: On the CPU, before it is sharded and after everything that calls it only to look at it.
         run: The run document. What is compiled is kept in its work folder, where the next attempt finds it, unless the
             variable of torch's compiler names another place.
+        same_width: Whether all rows are of one width, as those that documents are cut for.
     """
     attend_within_documents(model)
     blocks = transformer_blocks(model)
@@ -56,7 +56,7 @@ def prepare_blocks(model: nn.Module, run: TrainRun) -> None:
         os.environ.setdefault(_CACHE_VARIABLE, str(Path(run.work_dir) / "cache" / "compiled"))
         for block in blocks:
             # Rows of mixed length would each be compiled anew; those of one width are faster with their sizes known.
-            block.forward = torch.compile(block.forward, dynamic=None if cuts_documents(run) else True)
+            block.forward = torch.compile(block.forward, dynamic=None if same_width else True)
 
 
 def _keeping_products() -> Any:

@@ -139,7 +139,7 @@ def open_session(run: TrainRun, workers: Workers, log: ProgressLog | None, track
     model = load_for_training(run, data.tokenizer, start, objective.auto_class, implied)
     objective.check(model, data.tokenizer)
     loss = objective.loss(model, data.tokenizer)
-    prepare_blocks(model, run)
+    prepare_blocks(model, run, same_width=objective.recipe().cuts_documents)
     wrapped = replicate_loss(shard_model(loss, run, workers), run, workers)
     loop = _build_loop(run, workers, data, model, loss, wrapped, log, tracker)
     session = Session(run, workers, data, model, loss, loop, log, tracker)

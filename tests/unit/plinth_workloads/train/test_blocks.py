@@ -29,7 +29,7 @@ def make_model(name):
 
 def prepared(model, tmp_path, mode):
     model = copy.deepcopy(model)
-    prepare_blocks(model, make_train_run(tmp_path, training={"activationCheckpointing": mode}))
+    prepare_blocks(model, make_train_run(tmp_path, training={"activationCheckpointing": mode}), same_width=True)
     return model
 
 

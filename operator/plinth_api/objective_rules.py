@@ -1,0 +1,107 @@
+"""What each objective means for the rest of a job: which metrics, columns and rows it has, and what it refuses."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from plinth_api.base import wire_name
+from plinth_api.errors import Problem
+from plinth_api.job import DataFormat
+from plinth_api.parse import Job
+from plinth_api.pretrain_job import PretrainJob
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveFacts:
+    """What follows from an objective.
+
+    Attributes:
+        metrics: What evaluation can compute; the first ones are computed when the job names none.
+        num_default_metrics: How many of them those are.
+        data_format: What an example is.
+        columns: The fields of spec.data.columns that its examples have.
+        packs: Whether several documents can share a row.
+        compares_rows: Whether a row's loss depends on the other rows of the step, so that a pass must hold them all.
+    """
+
+    metrics: tuple[str, ...] = ("loss", "perplexity")
+    num_default_metrics: int = 2
+    data_format: DataFormat = "text"
+    columns: frozenset[str] = frozenset({"text"})
+    packs: bool = True
+    compares_rows: bool = False
+
+
+FACTS: Mapping[str, ObjectiveFacts] = {
+    "causalLM": ObjectiveFacts(),
+    "maskedLM": ObjectiveFacts(metrics=("loss", "perplexity", "accuracy")),
+    "spanDenoising": ObjectiveFacts(metrics=("loss", "perplexity", "accuracy"), packs=False),
+    "contrastiveText": ObjectiveFacts(
+        metrics=("loss", "accuracy"),
+        data_format="promptCompletion",
+        columns=frozenset({"prompt", "completion"}),
+        packs=False,
+        compares_rows=True,
+    ),
+}
+"""The objectives that are supported, by their key."""
+
+NEXT_SENTENCE_METRIC = "nextSentenceAccuracy"
+
+
+def objective_of(job: Job) -> tuple[str, dict[str, Any]]:
+    """Key and settings of what a job trains for; all tasks of fine-tuning train a causal language model."""
+    if not isinstance(job, PretrainJob):
+        return "causalLM", {}
+    objective = job.spec.objective
+    name, settings = next((name, value) for name, value in objective if value is not None)
+    return wire_name(type(objective), name), settings.to_wire()
+
+
+def facts_of(job: Job) -> ObjectiveFacts:
+    """What follows from the objective of a job; one that is not supported yet counts as causalLM."""
+    return FACTS.get(objective_of(job)[0], FACTS["causalLM"])
+
+
+def packs_rows(job: Job) -> bool:
+    """Whether rows hold several documents: where the objective can do that, and the job does not say otherwise."""
+    pairs = objective_of(job)[1].get("nextSentence", False)
+    return job.spec.training.packing and facts_of(job).packs and not pairs
+
+
+def known_metrics(job: Job) -> tuple[str, ...]:
+    """What evaluation can compute."""
+    pairs = objective_of(job)[1].get("nextSentence", False)
+    return (*facts_of(job).metrics, *((NEXT_SENTENCE_METRIC,) if pairs else ()))
+
+
+def metrics_of(job: Job) -> tuple[str, ...]:
+    """What evaluation computes: what the job names, or the objective's usual metrics."""
+    facts = facts_of(job)
+    return job.spec.evaluation.metrics or facts.metrics[: facts.num_default_metrics]
+
+
+def objective_problems(job: PretrainJob) -> Iterator[Problem]:
+    """What contradicts the objective."""
+    name, facts = objective_of(job)[0], facts_of(job)
+    for column in job.spec.data.columns.to_wire() if job.spec.data.columns else ():
+        if column not in facts.columns:
+            usual = " and ".join(sorted(facts.columns))
+            yield Problem(f"spec.data.columns.{column}", f"objective {name} reads {usual}; leave {column} out")
+    if facts.compares_rows:
+        yield from _compared_rows_problems(job, name)
+
+
+def _compared_rows_problems(job: PretrainJob, name: str) -> Iterator[Problem]:
+    training = job.spec.training
+    if training.global_batch_size < 2:
+        yield Problem(
+            "spec.training.globalBatchSize",
+            f"objective {name} tells a pair from the other pairs of the step; use at least 2",
+        )
+    rows = training.global_batch_size // job.spec.compute.workers
+    if training.micro_batch_size not in (None, rows):
+        yield Problem(
+            "spec.training.microBatchSize",
+            f"objective {name} compares all rows of a step, so a pass holds the {rows} rows of a worker; leave it out",
+        )
