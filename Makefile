@@ -118,10 +118,12 @@ constraints: ## Compile constraints.txt, the tested set of versions, anew
 	  --all-extras --group test --group lint pyproject.toml -o constraints.txt
 
 .PHONY: bench-train
-bench-train: $(STAMP) ## The loop's overhead, throughput and checkpoints, written to benchmarks/results/
+bench-train: $(STAMP) ## The loop's overhead, throughput, checkpoints, the loss's memory, and peers, written to benchmarks/results/
 	$(BIN)/python benchmarks/train_overhead.py
 	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/checkpoint_stall.py
+	$(BIN)/python benchmarks/loss_memory.py
+	$(BIN)/python benchmarks/train_peers.py
 
 .PHONY: bench-operator
 bench-operator: $(STAMP) cluster-binaries ## The operator's speed, memory and writes with 1,000 jobs, half an hour (SHORT=1: a tenth, no record)

@@ -45,7 +45,8 @@ def prepare_blocks(model: nn.Module, run: TrainRun, *, same_width: bool) -> None
             variable of torch's compiler names another place.
         same_width: Whether all rows are of one width, as those that documents are cut for.
     """
-    attend_within_documents(model)
+    if not run.workers.gpus:
+        attend_within_documents(model)
     blocks = transformer_blocks(model)
     mode = run.training.activation_checkpointing
     if mode != "none":

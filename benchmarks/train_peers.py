@@ -1,0 +1,324 @@
+"""Pretraining a llama of tens of millions of weights on a CPU: ours beside Hugging Face's Trainer and the bare loop.
+
+Every side trains the same model from the same weights on the same rows of the standard library's source, in one
+process and in turns: a round is a block of steps of each side, the order rotates, and figures are ratios of blocks of
+one round. `bare` is forward, backward, clipping and step over our model and kernels with its batches ready: the bound
+of our loop. Trainer gets its rows as `run_clm.py` makes them: documents run into each other, attention does not stop
+between them, which is less work than ours does. Trainer needs `accelerate`.
+
+    python benchmarks/train_peers.py [--rounds 6] [--steps 5] [--sides ours bare trainer ours_compiled trainer_best]
+"""
+
+import argparse
+import statistics
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from plinth_api.parse import parse_resource
+from plinth_api.pretrain_job import PretrainJob
+from plinth_api.resolve import ResolveSettings, resolve_train_run
+from plinth_api.run import TrainRun
+from plinth_workloads.data.loader import IGNORED, BatchLoader, Rows
+from plinth_workloads.data.packing import ConcatenatedRows, shuffled_documents
+from plinth_workloads.data.token_store import TokenizedDocument, TokenStore, write_token_store
+from plinth_workloads.objectives.causal_lm import CausalLMLoss
+from plinth_workloads.train.blocks import prepare_blocks
+from plinth_workloads.train.checkpoint import Checkpointer
+from plinth_workloads.train.loop import TrainLoop
+from plinth_workloads.train.optim import build_optimizers
+from plinth_workloads.train.parallel import Workers
+from record import spread, write_record
+
+_CPU = torch.device("cpu")
+_ALONE = Workers(0, 1, _CPU, control_group=None)
+_UNREACHED = 10_000_000
+_END = 0
+"""Id of the token that ends a document."""
+
+_BEST = {
+    "torch_compile": True,
+    "optim": "adamw_torch_fused",
+    "logging_strategy": "no",
+    "save_strategy": "no",
+    "dataloader_pin_memory": False,
+}
+"""Settings of Trainer that were found to be the fastest here; everything else is its default."""
+
+Block = Callable[[int], float]
+"""Trains so many steps; returns the seconds that they took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The model and the batch."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    mlp_size: int
+    vocab_size: int
+    sequence_length: int
+    rows_a_step: int
+    files: int
+
+
+FULL = Subject(384, 8, 6, 1024, 8192, 512, 8, 600)
+TINY = Subject(32, 2, 2, 64, 512, 64, 2, 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The rows, as ours reads them and as Trainer does."""
+
+    store: TokenStore
+    plan: ConcatenatedRows
+    rows: Rows
+
+    def as_examples(self) -> list[dict[str, Tensor]]:
+        """Every row with its own tokens as labels, which transformers shifts."""
+        made = (self.rows.batch([list(self.plan.row(index))]) for index in range(self.plan.num_rows))
+        return [{"input_ids": batch.input_ids_BT[0], "labels": batch.input_ids_BT[0]} for batch in made]
+
+
+def main() -> int:
+    """Measure the sides in turns, print a table and, unless it was a try, write one record; the exit code."""
+    arguments = _parser().parse_args()
+    subject = TINY if arguments.tiny else FULL
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = _prepare(folder, subject)
+        blocks = {side: _SIDES[side](folder / side, subject, data) for side in arguments.sides}
+        seconds = _take_turns(blocks, arguments.rounds, arguments.steps)
+    tokens = arguments.steps * subject.rows_a_step * subject.sequence_length
+    figures = {side: _figures(seconds, side, tokens) for side in arguments.sides}
+    sys.stdout.write(_table(figures))
+    if not arguments.tiny:
+        settings = {**asdict(subject), "steps_a_block": arguments.steps, "rounds": arguments.rounds, "best": _BEST}
+        packages = ("torch", "transformers", "accelerate", "numpy")
+        path = write_record("train_peers", _CPU, {**settings, "precision": "fp32"}, figures, packages=packages)
+        sys.stdout.write(f"written to {path}\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", nargs="+", choices=tuple(_SIDES), default=list(_SIDES))
+    parser.add_argument("--rounds", type=int, default=6, help="blocks of each side that are measured; at least 2")
+    parser.add_argument("--steps", type=int, default=5, help="steps of a block")
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script; nothing is written")
+    return parser
+
+
+def _prepare(folder: Path, subject: Subject) -> Data:
+    """The standard library's source as tokens of a vocabulary that is trained on it, packed."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[: subject.files]
+    texts = [path.read_text(encoding="utf-8", errors="ignore") for path in files]
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(texts, subject.vocab_size, special_tokens=["<end>"], show_progress=False)
+    documents = [TokenizedDocument([*tokenizer.encode(text).ids, _END]) for text in texts]
+    write_token_store(folder / "tokens", [documents], subject.vocab_size)
+    store = TokenStore(folder / "tokens")
+    everything = np.arange(store.num_documents)
+    drawn = shuffled_documents(everything, [1.0] * len(everything), 0, 0)
+    plan = ConcatenatedRows(drawn, store.lengths, subject.sequence_length, seed=0)
+    return Data(store, plan, Rows(store, subject.sequence_length, pad_id=_END))
+
+
+def _model(subject: Subject) -> Any:
+    """The same random weights for every side."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=subject.vocab_size,
+        hidden_size=subject.hidden_size,
+        num_hidden_layers=subject.layers,
+        num_attention_heads=subject.heads,
+        num_key_value_heads=subject.heads,
+        intermediate_size=subject.mlp_size,
+        max_position_embeddings=subject.sequence_length,
+        pad_token_id=_END,
+    )
+    return AutoModelForCausalLM.from_config(config).train()
+
+
+def _run_document(folder: Path, subject: Subject, compiled: bool) -> TrainRun:
+    job = parse_resource(
+        {
+            "apiVersion": "plinth.dev/v1alpha1",
+            "kind": "PretrainJob",
+            "metadata": {"name": "peers"},
+            "spec": {
+                "objective": {"causalLM": {}},
+                "model": {"architecture": "llama", "tokenizer": {"train": {}}},
+                "data": {"train": [{"uri": "file:///unread.jsonl"}]},
+                "training": {
+                    "steps": _UNREACHED,
+                    "sequenceLength": subject.sequence_length,
+                    "globalBatchSize": subject.rows_a_step,
+                    "microBatchSize": subject.rows_a_step,
+                    "compile": compiled,
+                },
+                "output": {"model": "peers"},
+            },
+        }
+    )
+    assert isinstance(job, PretrainJob)
+    places = ResolveSettings(
+        uid="peers", volume_root=str(folder), checkpoint_root=str(folder), work_dir=str(folder), tracking_uri="unused"
+    )
+    return resolve_train_run(job, places, {})
+
+
+def _loader(subject: Subject, data: Data) -> BatchLoader:
+    rows = subject.rows_a_step
+    return BatchLoader(data.rows, lambda epoch: data.plan, global_batch_size=rows, micro_batch_size=rows)
+
+
+def _ours(folder: Path, subject: Subject, data: Data, *, compiled: bool = False) -> Block:
+    run, model = _run_document(folder, subject, compiled), _model(subject)
+    loss: nn.Module = CausalLMLoss(model).train()
+    prepare_blocks(model, run)
+    loop = TrainLoop(
+        run,
+        workers=_ALONE,
+        model=model,
+        loss=loss,
+        optimizers=build_optimizers(model, run.training),
+        loader=_loader(subject, data),
+        checkpointer=Checkpointer(folder / "checkpoints", 1, _ALONE),
+        evaluate=None,
+        num_steps=_UNREACHED,
+        fingerprint=data.store.fingerprint,
+    )
+
+    def block(steps: int) -> float:
+        started = time.perf_counter()
+        for _ in range(steps):
+            loop.train_step()
+        return time.perf_counter() - started
+
+    return block
+
+
+def _ours_compiled(folder: Path, subject: Subject, data: Data) -> Block:
+    return _ours(folder, subject, data, compiled=True)
+
+
+def _bare(folder: Path, subject: Subject, data: Data) -> Block:
+    run, model = _run_document(folder, subject, compiled=False), _model(subject)
+    loss: nn.Module = CausalLMLoss(model).train()
+    prepare_blocks(model, run)
+    optimizers, loader = build_optimizers(model, run.training), _loader(subject, data)
+
+    def block(steps: int) -> float:
+        batches = [batch for _ in range(steps) for batch in loader.next_step()]
+        started = time.perf_counter()
+        for batch in batches:
+            value = loss(batch.input_ids_BT, batch.position_ids_BT, batch.labels_BT)
+            (value / batch.labels_BT.ne(IGNORED).sum()).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), run.training.max_grad_norm)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        return time.perf_counter() - started
+
+    return block
+
+
+def _trainer(folder: Path, subject: Subject, data: Data, **settings: Any) -> Block:
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    class Steps(TrainerCallback):  # type: ignore[misc]
+        """When steps began; what Trainer does before its first step is not counted, as ours is ready too."""
+
+        def __init__(self) -> None:
+            self.began: list[float] = []
+            self.ended = 0.0
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            self.began.append(time.perf_counter())
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            self.ended = time.perf_counter()
+
+    model, examples = _model(subject), data.as_examples()
+
+    def block(steps: int) -> float:
+        arguments = TrainingArguments(
+            output_dir=str(folder),
+            per_device_train_batch_size=subject.rows_a_step,
+            max_steps=steps + 1,
+            disable_tqdm=True,
+            report_to="none",
+            use_cpu=True,
+            **settings,
+        )
+        times = Steps()
+        trainer = Trainer(model=model, args=arguments, train_dataset=examples, callbacks=[times])
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        return times.ended - times.began[1]
+
+    return block
+
+
+def _trainer_best(folder: Path, subject: Subject, data: Data) -> Block:
+    return _trainer(folder, subject, data, **_BEST)
+
+
+_SIDES: Mapping[str, Callable[[Path, Subject, Data], Block]] = {
+    "ours": _ours,
+    "bare": _bare,
+    "trainer": _trainer,
+    "ours_compiled": _ours_compiled,
+    "trainer_best": _trainer_best,
+}
+
+
+def _take_turns(blocks: Mapping[str, Block], rounds: int, steps: int) -> dict[str, list[float]]:
+    """Seconds of each side's blocks by round, after one round that warms up and compiles."""
+    seconds: dict[str, list[float]] = {side: [] for side in blocks}
+    sides = list(blocks)
+    for turn in range(-1, rounds):
+        for side in sides[turn % len(sides) :] + sides[: turn % len(sides)]:
+            taken = blocks[side](steps)
+            if turn >= 0:
+                seconds[side].append(taken)
+    return seconds
+
+
+def _figures(seconds: Mapping[str, Sequence[float]], side: str, tokens: int) -> dict[str, Any]:
+    """Tokens a second of one side, and by how much ours and ours compiled are faster, round by round."""
+    ratios = {
+        f"{ours}_over_it": spread([theirs / mine for theirs, mine in zip(seconds[side], seconds[ours], strict=True)])
+        for ours in ("ours", "ours_compiled")
+        if ours in seconds and ours != side
+    }
+    return {"tokens_per_second": round(tokens / statistics.median(seconds[side])), **ratios}
+
+
+def _table(figures: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = ["side            tokens/s   ours / it   ours compiled / it"]
+    for side, measured in figures.items():
+        ratios = [measured.get(f"{ours}_over_it", {}).get("median") for ours in ("ours", "ours_compiled")]
+        told = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+        lines.append(f"{side:14} {measured['tokens_per_second']:>9} {told[0]:>11} {told[1]:>20}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
