@@ -63,11 +63,14 @@ def _replaced_head(head: nn.Module, logits_V: Tensor) -> Iterator[_HeadCalls]:
         calls.hidden.append(hidden_BTH)
         return logits_V.expand(*hidden_BTH.shape[:-1], -1)
 
+    own = vars(head).get("forward")
     head.forward = remember
     try:
         yield calls
     finally:
         del head.forward
+        if own is not None:
+            head.forward = own
 
 
 def hidden_before_head(model: Any, **inputs: Any) -> Tensor:
