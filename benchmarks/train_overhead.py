@@ -39,6 +39,7 @@ from plinth_workloads.train.optim import build_optimizers
 from plinth_workloads.train.parallel import Workers
 from plinth_workloads.train.progress import ProgressLog
 from plinth_workloads.train.reporting import ProgressReporter, TrackingReporter
+from plinth_workloads.train.rollback import Rollback
 from record import REPOSITORY, spread, write_record
 
 DEMO = REPOSITORY / "examples" / "demo" / "pretrain.yaml"
@@ -88,6 +89,9 @@ class _TimedReporter:
 
     def on_checkpoint(self, checkpoint: SavedCheckpoint) -> None:
         self._reporter.on_checkpoint(checkpoint)
+
+    def on_rollback(self, rollbacks: Sequence[Rollback]) -> None:
+        self._reporter.on_rollback(rollbacks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from plinth_workloads.train.loop import TrainLoop
 from plinth_workloads.train.metrics import flops_per_token, peak_flops
 from plinth_workloads.train.optim import build_optimizers
 from plinth_workloads.train.parallel import Workers
+from plinth_workloads.train.rollback import Rollback
 from record import REPOSITORY, spread, write_record
 
 DEMO = REPOSITORY / "examples" / "demo" / "pretrain.yaml"
@@ -98,6 +99,9 @@ class _Steps:
 
     def on_checkpoint(self, checkpoint: SavedCheckpoint) -> None:
         raise AssertionError("nothing is saved here")
+
+    def on_rollback(self, rollbacks: Sequence[Rollback]) -> None:
+        raise AssertionError("there is nothing to go back to")
 
 
 def main() -> int:

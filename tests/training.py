@@ -20,6 +20,7 @@ from plinth_api.resolve import ResolveSettings, resolve_train_run
 from plinth_api.run import TrainRun
 from plinth_workloads.train.parallel import Workers, join_workers
 from plinth_workloads.train.progress import ProgressLog
+from plinth_workloads.train.rollback import Rollback
 from plinth_workloads.train.session import Session, open_session
 
 ALONE = Workers(rank=0, world_size=1, device=torch.device("cpu"), control_group=None)
@@ -94,6 +95,7 @@ class Losses:
         self.by_step: dict[int, float] = {}
         self.evaluations: dict[int, dict[str, float]] = {}
         self.checkpoints: list[int] = []
+        self.rollbacks: Sequence[Rollback] = ()
 
     def on_step(self, step, metrics):
         self.by_step[step] = metrics["train/loss"]
@@ -103,6 +105,9 @@ class Losses:
 
     def on_checkpoint(self, checkpoint):
         self.checkpoints.append(checkpoint.step)
+
+    def on_rollback(self, rollbacks):
+        self.rollbacks = rollbacks
 
 
 def open_alone(run: TrainRun) -> tuple[Session, Losses]:

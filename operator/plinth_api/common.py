@@ -379,11 +379,21 @@ class Watchdog(ApiModel):
     """When a running job is taken for stuck or lost."""
 
     no_progress_seconds: int | None = Field(
-        default=None, ge=10, le=604800, description="noProgressSeconds without a step end the attempt."
+        default=None,
+        ge=10,
+        le=604800,
+        description="noProgressSeconds without anything that moves end the attempt, once "
+        "a step was done: no pass over a micro batch or a validation batch, no byte of a checkpoint.",
     )
     startup_seconds: int | None = Field(
-        default=None, ge=10, le=604800, description="startupSeconds until the first step."
+        default=None,
+        ge=10,
+        le=604800,
+        description="startupSeconds from the start of the workers end the attempt, unless a step is done.",
     )
     on_nan: Literal["Fail", "Rollback"] = Field(
-        default="Fail", alias="onNaN", description="onNaN says what a loss that is not a number does."
+        default="Fail",
+        alias="onNaN",
+        description="onNaN says what a loss that is not a number does: end the job, "
+        "or go back to the newest checkpoint and pass over the batches up to that step, three times at one place.",
     )

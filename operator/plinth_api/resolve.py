@@ -28,6 +28,7 @@ from plinth_api.run import (
     RunSource,
     RunTracking,
     RunTraining,
+    RunWatchdog,
     RunWorkers,
     ServeModel,
     ServeRun,
@@ -121,6 +122,7 @@ def resolve_train_run(job: Job, settings: ResolveSettings, versions: Mapping[str
             merge=isinstance(job, FineTuneJob) and job.spec.output.merge,
         ),
         tracking=_resolve_tracking(job, settings),
+        watchdog=RunWatchdog(**dict(job.spec.watchdog)),
         work_dir=settings.work_dir,
     )
     if len(run.model_dump_json(by_alias=True).encode()) > MAX_RUN_BYTES:

@@ -123,6 +123,14 @@ class RunTracking(ApiModel):
     tags: dict[str, str]
 
 
+class RunWatchdog(ApiModel):
+    """When a run is taken for stuck, None for never, and what a loss that is not a number does."""
+
+    no_progress_seconds: int | None = None
+    startup_seconds: int | None = None
+    on_nan: Literal["Fail", "Rollback"] = Field(default="Fail", alias="onNaN")
+
+
 class TrainRun(ApiModel):
     """Everything that a training workload needs."""
 
@@ -143,6 +151,7 @@ class TrainRun(ApiModel):
     evaluation: RunEvaluation
     output: RunOutput
     tracking: RunTracking
+    watchdog: RunWatchdog = RunWatchdog()
     work_dir: str = Field(
         description="workDir is a folder for caches, progress and the model on its way to the registry."
     )

@@ -29,6 +29,8 @@ CHECKPOINT_STEP: Final = "plinth.checkpointStep"
 """The step of the newest complete checkpoint."""
 CHECKPOINT_URI: Final = "plinth.checkpointUri"
 """Where that checkpoint is: file:///..."""
+ROLLBACKS: Final = "plinth.rollbacks"
+"""Where the loss was not a number and the run went back: "38->30 41->30", steps, by watchdog.onNaN."""
 
 MODEL_NAME: Final = "plinth.modelName"
 """The registered model, with the registry's prefix."""

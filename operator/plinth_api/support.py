@@ -32,9 +32,6 @@ _JOB_NOT_SUPPORTED: Mapping[str, Collection[object]] = {
     "spec.compute.elastic": ANY,
     "spec.compute.parallelism.tensor": ABOVE_ONE,
     "spec.compute.parallelism.context": ABOVE_ONE,
-    "spec.watchdog.noProgressSeconds": ANY,
-    "spec.watchdog.startupSeconds": ANY,
-    "spec.watchdog.onNaN": {"Rollback"},
 }
 
 NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {

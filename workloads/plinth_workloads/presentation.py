@@ -57,6 +57,9 @@ class JobProgress:
             case "evaluation":
                 measured = ", ".join(f"{name} {value:.4g}" for name, value in event["metrics"].items())
                 self._console.print(f"{self._name}: step {event['step']}: validation {measured}", markup=False)
+            case "rollback":
+                back = f"step {event['step']}: the loss is not a number; back to step {event['toStep']}"
+                self._console.print(f"{self._name}: {back}, past the batches between", markup=False)
             case "evaluating":
                 self._describe("registering the model")
             case "checkpointDamaged":

@@ -27,7 +27,10 @@ from plinth_operator.status.pod_causes import (
 from plinth_operator.status.reasons import Cause
 from plinth_operator.status.words import can_never_fit, known_failure, last_lines, recorded_failure
 
-_CONSEQUENCES = frozenset({"UserCodeError", "CollectiveTimeout", "NoProgress", "StartupTimeout"})
+_STUCK = frozenset({"NoProgress", "StartupTimeout"})
+"""What a workload's watchdog says of workers that no longer move: more than anything but a pod that has ended."""
+
+_CONSEQUENCES = frozenset({"UserCodeError", "CollectiveTimeout"}) | _STUCK
 """What a workload says when it does not know more than that another of its processes is gone."""
 
 _LOST_SIGHT = frozenset({"SubmissionFailed", "JobDeploymentStatusTransitionGracePeriodExceeded"})
@@ -79,6 +82,9 @@ def failure_cause(
     own = _own_words(ray_job, run)
     if own is not None and own.reason not in _CONSEQUENCES:
         return own
+    if own is not None and own.reason in _STUCK:
+        # The processes that it has ended are a consequence, whose words Ray adds.
+        return ended_pod_cause(own_pods) or lost or own
     told = own.message if own is not None else ray_job.message
     known = known_failure(told) or (known_failure(ray_job.message) if own is not None else None)
     if known is not None and known.reason == "CudaOutOfMemory":

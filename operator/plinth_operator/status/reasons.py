@@ -72,7 +72,7 @@ _BUDGET: Mapping[str, str] = {
     "HostOutOfMemory": "A container used more memory than its limit, or its node ran out of memory.",
     "CollectiveTimeout": "The workers lost contact with each other in a collective operation.",
     "CheckpointFailed": "A checkpoint cannot be written or read.",
-    "NoProgress": "No step was finished within watchdog.noProgressSeconds.",
+    "NoProgress": "No worker has moved within watchdog.noProgressSeconds.",
     "StartupTimeout": "The first step, or the first answer, did not come in time.",
     "NodeLost": "The node of a pod failed, was drained or evicted the pod.",
     "HeadLost": "The Ray head pod is gone, and the Ray job with it.",

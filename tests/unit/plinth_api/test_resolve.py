@@ -86,6 +86,7 @@ def test_defaults_of_pretraining_are_explicit():
             "runName": "tiny",
             "tags": {"plinth.uid": "uid-1", "plinth.kind": "PretrainJob"},
         },
+        "watchdog": {"onNaN": "Fail"},
         "workDir": "/work",
     }
 

@@ -146,6 +146,10 @@ class BatchLoader:
         ]
         return [self._rows.batch([row for row, _ in part], [draw for _, draw in part]) for part in parts]
 
+    def skip_steps(self, count: int) -> None:
+        """Move past the rows of the next optimizer steps."""
+        self._take(count * self._global_batch_size)
+
     def _take(self, count: int) -> list[tuple[Sequence[Segment], Draw]]:
         rows: list[tuple[Sequence[Segment], Draw]] = []
         while len(rows) < count:

@@ -5,7 +5,6 @@ object with the reason.
 """
 
 import argparse
-import json
 import logging
 import os
 import signal
@@ -18,7 +17,9 @@ from pathlib import Path
 
 from plinth_api.run import TrainRun
 from plinth_workloads.errors import UserError, as_user_error
+from plinth_workloads.train.heartbeats import HeartbeatFolder
 from plinth_workloads.train.progress import STOP_FILE, ProgressLog
+from plinth_workloads.train.watchdog import failure_record, told_failure
 
 _TOGETHER_SECONDS = 1.0
 """Signals that come within it are one request: what ends a whole group reaches a worker itself and through torchrun."""
@@ -44,6 +45,7 @@ def main() -> int:
     stop_file.parent.mkdir(parents=True, exist_ok=True)
     if os.environ.get("RANK", "0") == "0":
         stop_file.unlink(missing_ok=True)
+        HeartbeatFolder(Path(run.work_dir)).clear()
     try:
         _train(run, arguments.launcher, stop_file)
     except Exception as error:
@@ -85,15 +87,19 @@ def _stop_on_signals(stop_file: Path) -> None:
 
 
 def _report_failure(run: TrainRun, error: Exception) -> int:
-    """Tell the reason: to the progress file, and as the last line of the output."""
-    if not isinstance(error, UserError):
-        traceback.print_exc()
-    told = as_user_error(error)
-    log = ProgressLog(Path(run.work_dir))
-    log.write("failed", reason=told.reason, message=told.message)
-    log.close()
-    record = {"plinth": "failure", "reason": told.reason, "message": told.message}
-    sys.stdout.write(json.dumps(record) + "\n")
+    """Tell the reason: to the progress file, and as the last line of the output.
+
+    Where a watchdog has ended the workers, what it said is the reason, and the error a consequence.
+    """
+    told = told_failure(run)
+    if told is None:
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        told = as_user_error(error)
+        log = ProgressLog(Path(run.work_dir))
+        log.write("failed", reason=told.reason, message=told.message)
+        log.close()
+    sys.stdout.write(failure_record(told) + "\n")
     sys.stdout.flush()
     return 1
 

@@ -8,7 +8,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -22,6 +22,8 @@ from plinth_workloads.train.checkpoint import Checkpoint, Checkpointer, SavedChe
 from plinth_workloads.train.metrics import flops_per_token, memory_bytes, peak_flops
 from plinth_workloads.train.optim import learning_rate_at, set_learning_rate
 from plinth_workloads.train.parallel import Workers, autocast, gradients_synchronized
+from plinth_workloads.train.pulse import Pulse, bytes_below
+from plinth_workloads.train.rollback import LossNotFinite, Rollback, next_rollback
 
 Metrics = Mapping[str, float]
 _SEED_STRIDE = 1_000_003
@@ -43,6 +45,10 @@ class Reporter(Protocol):
         """A checkpoint is complete."""
         ...
 
+    def on_rollback(self, rollbacks: Sequence[Rollback]) -> None:
+        """The run has gone back to a checkpoint; the last of `rollbacks` says why and where."""
+        ...
+
 
 @dataclass(slots=True)
 class LoopState:
@@ -51,6 +57,7 @@ class LoopState:
     step: int = 0
     tokens: int = 0
     evaluations: dict[str, dict[str, float]] = field(default_factory=dict)
+    rollbacks: list[Rollback] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -84,6 +91,7 @@ class TrainLoop:
         fingerprint: str,
         reporters: Sequence[Reporter] = (),
         stop_file: Path | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -100,6 +108,7 @@ class TrainLoop:
             fingerprint: Of the data; a checkpoint goes on only with the data that it has seen.
             reporters: Who is told, in the first process.
             stop_file: Asks to save and stop, once it exists.
+            pulse: Where the loop says that it moves, for whoever watches.
         """
         self._run, self._workers, self._model, self._loss = run, workers, model, loss
         self._optimizers, self._loader, self._checkpointer = optimizers, loader, checkpointer
@@ -111,6 +120,9 @@ class TrainLoop:
         tenth = math.ceil(num_steps / 10)
         self._evaluate_every = run.evaluation.every_steps or tenth
         self._save_every = run.checkpoint.every_steps or tenth
+        self._pulse = pulse or Pulse()
+        self._resumed_from: Checkpoint | None = None
+        self._rollbacks_here: list[Rollback] = []
         self._unread: _StepResult | None = None
         self._read_at = 0.0
         self._peak_flops = peak_flops(workers.device)
@@ -130,7 +142,9 @@ class TrainLoop:
                 "bring the data back, or start a new job",
             )
         self._loader.load_state_dict(state["loader"])
-        self.state = LoopState(state["step"], state["tokens"], state["evaluations"])
+        rollbacks = [Rollback(*rollback) for rollback in state.get("rollbacks", [])]
+        self.state = LoopState(state["step"], state["tokens"], state["evaluations"], rollbacks)
+        self._resumed_from = checkpoint
 
     def train(self) -> Literal["finished", "stopped"]:
         """Train from the present step to the last.
@@ -147,6 +161,18 @@ class TrainLoop:
             raise
 
     def _train(self) -> Literal["finished", "stopped"]:
+        while True:
+            try:
+                outcome = self._train_on()
+            except LossNotFinite as found:
+                if self._run.watchdog.on_nan == "Fail":
+                    raise
+                self._roll_back(found)
+            else:
+                self._pulse.rest()
+                return outcome
+
+    def _train_on(self) -> Literal["finished", "stopped"]:
         self._loss.train()
         stopping = False
         while self.state.step < self.num_steps and not stopping:
@@ -169,12 +195,15 @@ class TrainLoop:
         """
         started = time.perf_counter()
         step = self.state.step + 1
+        self._pulse.mark("reading its batch", step)
         batches = self._loader.next_step()
+        self._pulse.mark("agreeing with the others")
         num_targets, num_tokens, stop = self._agree(batches)
         lr = learning_rate_at(step, self.num_steps, self._run.training)
         set_learning_rate(self._optimizers, lr)
         torch.manual_seed(self._run.training.seed + _SEED_STRIDE * step + self._workers.rank)
         loss = self._backward(batches, num_targets)
+        self._pulse.mark("updating the weights")
         grad_norm = self._clip()
         for optimizer in self._optimizers:
             optimizer.step()
@@ -186,6 +215,7 @@ class TrainLoop:
         self._unread = _StepResult(step, loss, grad_norm, int(num_tokens), self.state.tokens, lr, started)
         if self._workers.device.type == "cpu":
             self._read_step()
+        self._pulse.finish_step()
         return stop > 0
 
     def record_evaluation(self, name: str) -> Metrics:
@@ -203,18 +233,25 @@ class TrainLoop:
     def save(self) -> None:
         """Save a checkpoint of the present step, unless its loss is not a number; returns once it is complete."""
         self._begin_save()
-        self._report_saved(wait=True)
+        with self._pulse.during("saving a checkpoint", self._written):
+            self._report_saved(wait=True)
 
     def _begin_save(self) -> None:
         self._read_step()
         state = {
             "tokens": self.state.tokens,
             "evaluations": self.state.evaluations,
+            "rollbacks": [astuple(rollback) for rollback in self.state.rollbacks],
             "loader": self._loader.state_dict(),
             "fingerprint": self._fingerprint,
             "world_size": self._workers.world_size,
         }
-        self._checkpointer.save(self.state.step, self._model, self._optimizers, state)
+        with self._pulse.during("saving a checkpoint", self._written):
+            self._checkpointer.save(self.state.step, self._model, self._optimizers, state)
+        self._rollbacks_here = []
+
+    def _written(self) -> tuple[int, int]:
+        return bytes_below(self._checkpointer.folder)
 
     def _report_saved(self, *, wait: bool) -> None:
         for checkpoint in self._checkpointer.saved(wait=wait):
@@ -240,10 +277,12 @@ class TrainLoop:
         # Gradients are averaged over the processes, so each scales its sum up again.
         scale = self._workers.world_size / max(1.0, num_targets)
         for index, batch in enumerate(batches):
+            self._pulse.mark("computing the forward pass")
             moved = batch.to(self._workers.device)
             with gradients_synchronized(self._loss, last=index == len(batches) - 1):
                 with autocast(self._run, self._workers):
                     loss = self._loss(**moved.inputs)
+                self._pulse.mark("computing the backward pass")
                 (loss * scale).backward()
             total += loss.detach()
         return self._workers.sum_tensor(total) / max(1.0, num_targets)
@@ -259,14 +298,14 @@ class TrainLoop:
         """Report the last step that has not been read.
 
         Raises:
-            UserError: LossNaN.
+            LossNotFinite: In every process, as they have the same numbers.
         """
         result, self._unread = self._unread, None
         if result is None:
             return
         loss, grad_norm = float(result.loss), float(result.grad_norm)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-            raise UserError("LossNaN", self._nan_message(result.step, loss, grad_norm))
+            raise LossNotFinite(result.step, self._nan_message(result.step, loss, grad_norm))
         now = time.perf_counter()
         seconds, self._read_at = now - max(result.started, self._read_at), now
         tokens_per_second = result.tokens / seconds
@@ -285,6 +324,31 @@ class TrainLoop:
             metrics["train/mfu"] = tokens_per_second * self._flops_per_token / available
         for reporter in self._reporters:
             reporter.on_step(result.step, metrics)
+
+    def _roll_back(self, found: LossNotFinite) -> None:
+        """Go back to the newest checkpoint, and past the batches up to a step whose loss is not a number.
+
+        Raises:
+            UserError: LossNaN, where that is not possible or has not helped.
+        """
+        self._unread = None
+        rollbacks = self.state.rollbacks
+        checkpoint = self._newest_for_all()
+        rollback = next_rollback(found, checkpoint, self._rollbacks_here)
+        assert checkpoint is not None
+        self._pulse.mark("going back to a checkpoint")
+        self.resume(checkpoint)
+        self._rollbacks_here.append(rollback)
+        self._loader.skip_steps(sum(earlier.skipped_steps for earlier in self._rollbacks_here))
+        self.state.rollbacks = [*rollbacks, rollback]
+        for reporter in self._reporters:
+            reporter.on_rollback(self.state.rollbacks)
+
+    def _newest_for_all(self) -> Checkpoint | None:
+        """The checkpoint that the first process finds newest, which a shared folder may show to others later."""
+        newest = self._checkpointer.newest() if self._workers.is_first else None
+        step = int(self._workers.sum(newest.step if newest else 0)[0])
+        return Checkpoint(step, self._checkpointer.folder / f"step-{step:08d}") if step else self._resumed_from
 
     def _nan_message(self, step: int, loss: float, grad_norm: float) -> str:
         newest = self._checkpointer.newest()

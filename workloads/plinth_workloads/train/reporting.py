@@ -1,14 +1,28 @@
 """Who hears of a run's steps: the progress file that a runner follows, and the MLflow run."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plinth_api.run_tags import CHECKPOINT_STEP, CHECKPOINT_URI, PHASE, Phase
+from plinth_api.run_tags import (
+    CHECKPOINT_STEP,
+    CHECKPOINT_URI,
+    FAILURE_MESSAGE,
+    FAILURE_REASON,
+    MAX_MESSAGE_LENGTH,
+    PHASE,
+    ROLLBACKS,
+    Phase,
+)
+from plinth_workloads.errors import UserError
 from plinth_workloads.tracking import Tracker
 from plinth_workloads.train.checkpoint import Checkpoint, SavedCheckpoint
 from plinth_workloads.train.progress import ProgressLog, read_progress
+from plinth_workloads.train.rollback import Rollback
+
+logger = logging.getLogger(__name__)
 
 Metrics = Mapping[str, float]
 
@@ -44,6 +58,11 @@ class ProgressReporter:
             seconds=round(checkpoint.seconds, 4),
         )
 
+    def on_rollback(self, rollbacks: Sequence[Rollback]) -> None:
+        """The run has gone back to a checkpoint."""
+        last = rollbacks[-1]
+        self._log.write("rollback", step=last.step, toStep=last.to_step, skippedSteps=last.skipped_steps)
+
 
 class TrackingReporter:
     """Sends steps, evaluations and checkpoints to the MLflow run."""
@@ -71,11 +90,44 @@ class TrackingReporter:
         )
         self._tracker.log_tags(checkpoint_tags(checkpoint))
 
+    def on_rollback(self, rollbacks: Sequence[Rollback]) -> None:
+        """The run has gone back to a checkpoint."""
+        self._tracker.log_metrics(rollbacks[-1].step, {"train/rollbacks": float(len(rollbacks))})
+        ways = " ".join(f"{rollback.step}->{rollback.to_step}" for rollback in rollbacks)
+        self._tracker.log_tags({ROLLBACKS: ways[-MAX_MESSAGE_LENGTH:]})
+
 
 def publish_phase(tracker: Tracker | None, phase: Phase, tags: Mapping[str, str] | None = None) -> None:
     """Tell the operator where the run stands, with other tags of the same moment."""
     if tracker is not None:
         tracker.log_tags({PHASE: phase, **(tags or {})})
+
+
+def publish_failure(tracker: Tracker | None, failure: UserError) -> None:
+    """Tell the operator why the run ends."""
+    message = failure.message[:MAX_MESSAGE_LENGTH]
+    publish_phase(tracker, "failed", {FAILURE_REASON: failure.reason, FAILURE_MESSAGE: message})
+
+
+def end_as_failed(tracker: Tracker | None, failure: UserError) -> None:
+    """Tell why the run ends, and end it; for a thread that nobody waits for longer than he wants to."""
+    if tracker is None:
+        return
+    publish_failure(tracker, failure)
+    try:
+        tracker.close("FAILED")
+    except UserError as error:
+        logger.warning("the failure is not told to MLflow: %s", error)
+
+
+def close_reporting(tracker: Tracker | None, log: ProgressLog | None, status: str) -> None:
+    """End the MLflow run with a status of its own (`Tracker.close`), and close the progress file."""
+    try:
+        if tracker is not None:
+            tracker.close(status)
+    finally:
+        if log is not None:
+            log.close()
 
 
 def checkpoint_tags(checkpoint: Checkpoint) -> dict[str, str]:

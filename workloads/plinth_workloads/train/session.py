@@ -4,22 +4,18 @@ Every process of the run executes this; what only one may do, the first does.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock
 from torch import nn
 
 from plinth_api import run_tags
 from plinth_api.run import TrainRun
 from plinth_workloads.data.loader import BatchLoader, evaluation_batches
 from plinth_workloads.data.prepare import PreparedData, plan_training_epoch, plan_validation, prepare_data
-from plinth_workloads.errors import as_user_error
 from plinth_workloads.evaluate.curves import draw_loss_curve
 from plinth_workloads.evaluate.gate import GateVerdict, decide_gate
 from plinth_workloads.evaluate.metrics import measure
@@ -31,22 +27,28 @@ from plinth_workloads.tracking import ModelVersion, Tracker, resolve_alias
 from plinth_workloads.train.blocks import prepare_blocks
 from plinth_workloads.train.checkpoint import Checkpointer, newest_checkpoint
 from plinth_workloads.train.export import export_model
+from plinth_workloads.train.failures import explained
 from plinth_workloads.train.loop import Metrics, Reporter, TrainLoop
 from plinth_workloads.train.optim import build_optimizers
 from plinth_workloads.train.parallel import Workers, join_workers, replicate_loss, shard_model
-from plinth_workloads.train.progress import LOCK_FILE, STOP_FILE, ProgressLog
+from plinth_workloads.train.progress import STOP_FILE, ProgressLog
+from plinth_workloads.train.pulse import Pulse
 from plinth_workloads.train.reporting import (
     ProgressReporter,
     TrackingReporter,
     checkpoint_tags,
+    close_reporting,
+    end_as_failed,
     flat_parameters,
     loss_history,
+    publish_failure,
     publish_phase,
 )
 from plinth_workloads.train.resume import resume_newest
+from plinth_workloads.train.session_lock import only_session
+from plinth_workloads.train.watchdog import watched
 
 _ARTIFACT = "model"
-_LEFTOVER_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -73,16 +75,21 @@ def run_training(run: TrainRun) -> Literal["finished", "stopped"]:
         UserError: With the reason for a failure that has one.
     """
     torch.set_num_threads(max(1, int(run.workers.cpus)))
-    with join_workers(run) as workers, _only_session(run, workers):
+    with (
+        join_workers(run) as workers,
+        watched(run, workers.rank, workers.world_size) as watchdog,
+        only_session(Path(run.work_dir), is_first=workers.is_first),
+    ):
         log = ProgressLog(Path(run.work_dir)) if workers.is_first else None
         tracker = Tracker(run.tracking) if workers.is_first else None
+        watchdog.tell = lambda failure: end_as_failed(tracker, failure)
         status = "FAILED"
         try:
             if tracker and log:
                 log.write("run", runId=tracker.run_id, experimentId=tracker.experiment_id, runUrl=tracker.run_url)
                 tracker.remove_tags((run_tags.FAILURE_REASON, run_tags.FAILURE_MESSAGE))
             publish_phase(tracker, "preparing")
-            session = open_session(run, workers, log, tracker)
+            session = open_session(run, workers, log, tracker, watchdog.pulse)
             outcome = session.loop.train()
             if outcome == "stopped":
                 status = "RUNNING"
@@ -93,30 +100,21 @@ def run_training(run: TrainRun) -> Literal["finished", "stopped"]:
                 publish_phase(tracker, "finished")
                 status = "FINISHED"
         except BaseException as error:
+            watchdog.stop()
             status = "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
-            told = as_user_error(error)
-            message = told.message[: run_tags.MAX_MESSAGE_LENGTH]
-            failure = {run_tags.FAILURE_REASON: told.reason, run_tags.FAILURE_MESSAGE: message}
-            publish_phase(tracker, "failed", failure)
-            raise
+            told = explained(error, run, workers, watchdog.pulse.step)
+            publish_failure(tracker, told)
+            if told is error or told.reason == "UserCodeError":
+                raise
+            raise told from error
         finally:
-            _close(tracker, log, status)
+            close_reporting(tracker, log, status)
         return outcome
 
 
-@contextmanager
-def _only_session(run: TrainRun, workers: Workers) -> Iterator[None]:
-    """Wait for the workers of an attempt whose runner was killed: they may still be writing a checkpoint."""
-    if not workers.is_first:
-        yield
-        return
-    folder = Path(run.work_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / LOCK_FILE, timeout=_LEFTOVER_SECONDS):
-        yield
-
-
-def open_session(run: TrainRun, workers: Workers, log: ProgressLog | None, tracker: Tracker | None) -> Session:
+def open_session(
+    run: TrainRun, workers: Workers, log: ProgressLog | None, tracker: Tracker | None, pulse: Pulse | None = None
+) -> Session:
     """Everything ready for the next step: data, model, optimizers, and the newest checkpoint in them.
 
     Args:
@@ -124,10 +122,12 @@ def open_session(run: TrainRun, workers: Workers, log: ProgressLog | None, track
         workers: This process among the others.
         log: Where progress goes; None in all processes but the first.
         tracker: The MLflow run; None in all processes but the first, and where nothing is to be tracked.
+        pulse: Where the loop says that it moves, for whoever watches.
 
     Raises:
         UserError: With the reason, before any step is trained.
     """
+    pulse = pulse or Pulse()
     cache = Path(run.work_dir) / "cache"
     base = run.model.uri or run.model.tokenizer_uri
     base_folder = fetch_model(base, tracking_uri=run.tracking.uri, cache_dir=cache) if base else None
@@ -141,7 +141,7 @@ def open_session(run: TrainRun, workers: Workers, log: ProgressLog | None, track
     loss = objective.loss(model, data.tokenizer)
     prepare_blocks(model, run, same_width=objective.recipe().cuts_documents)
     wrapped = replicate_loss(shard_model(loss, run, workers), run, workers)
-    loop = _build_loop(run, workers, data, model, loss, wrapped, log, tracker)
+    loop = _build_loop(run, workers, data, model, loss, wrapped, log, tracker, pulse)
     session = Session(run, workers, data, model, loss, loop, log, tracker)
     resume_newest(run, loop, workers, log)
     if tracker is not None:
@@ -162,6 +162,7 @@ def _build_loop(
     wrapped: nn.Module,
     log: ProgressLog | None,
     tracker: Tracker | None,
+    pulse: Pulse,
 ) -> TrainLoop:
     reporters: list[Reporter] = []
     if log is not None:
@@ -184,11 +185,12 @@ def _build_loop(
         optimizers=build_optimizers(model, run.training),
         loader=loader,
         checkpointer=Checkpointer(Path(run.checkpoint.uri.removeprefix("file://")), run.checkpoint.keep, workers),
-        evaluate=(lambda: _measure(run, workers, data, loss)) if data.validation_store is not None else None,
+        evaluate=(lambda: _measure(run, workers, data, loss, pulse)) if data.validation_store is not None else None,
         num_steps=num_steps(run, data),
         fingerprint=data.fingerprint,
         reporters=reporters,
         stop_file=Path(run.work_dir) / STOP_FILE,
+        pulse=pulse,
     )
 
 
@@ -207,7 +209,7 @@ def num_steps(run: TrainRun, data: PreparedData) -> int:
     return max(1, math.ceil(rows / training.global_batch_size))
 
 
-def _measure(run: TrainRun, workers: Workers, data: PreparedData, loss: nn.Module) -> Metrics:
+def _measure(run: TrainRun, workers: Workers, data: PreparedData, loss: nn.Module, pulse: Pulse) -> Metrics:
     batches = evaluation_batches(
         data.validation_rows,
         plan_validation(data),
@@ -215,7 +217,7 @@ def _measure(run: TrainRun, workers: Workers, data: PreparedData, loss: nn.Modul
         rank=workers.rank,
         world_size=workers.world_size,
     )
-    measured = measure(run, objective_of(run), loss, batches, workers)
+    measured = measure(run, objective_of(run), loss, pulse.each("evaluating", batches), workers)
     return {name: measured[name] for name in run.evaluation.metrics}
 
 
@@ -303,7 +305,7 @@ def _measure_registered(session: Session, reference: str) -> Metrics | None:
         cache_dir=cache,
     )
     loss = objective.loss(model.to(workers.device), tokenizer).eval()
-    return _measure(run, workers, session.data, loss)
+    return _measure(run, workers, session.data, loss, Pulse())
 
 
 def _register(session: Session, tracker: Tracker, folder: Path, metrics: Metrics, verdict: GateVerdict) -> ModelVersion:
@@ -348,15 +350,6 @@ def _publish_start(session: Session) -> None:
         run_tags.TRAINING_SINCE: datetime.now(UTC).isoformat(timespec="seconds"),
     }
     publish_phase(session.tracker, "training", {**steps, **(checkpoint_tags(checkpoint) if checkpoint else {})})
-
-
-def _close(tracker: Tracker | None, log: ProgressLog | None, status: str) -> None:
-    try:
-        if tracker is not None:
-            tracker.close(status)
-    finally:
-        if log is not None:
-            log.close()
 
 
 def _write(log: ProgressLog | None, event: str, **values: Any) -> None:

@@ -80,20 +80,29 @@ def _train_loop_per_worker(config: dict[str, str]) -> None:
 def _cause(error: WorkerGroupError) -> Exception:
     """The failure to tell: a UserError of any worker before a consequence of it in the others."""
     failures: list[BaseException] = list(error.worker_failures.values())
-    for failure in failures:
-        seen: BaseException | None = failure
-        while seen is not None:
-            if isinstance(seen, UserError):
-                return seen
-            seen = seen.__cause__
+    sentences = [sentence for sentence in map(_sentence_of, failures) if sentence is not None]
+    for sentence in sentences:
+        if sentence.reason != "CollectiveTimeout":
+            return sentence
     deaths = [death for death in map(_death_of, failures) if death is not None]
     # With the name: the text ends in advice, and what is read from it is the name.
     for death in sorted(deaths, key=lambda death: not isinstance(death, OutOfMemoryError)):
         text = " ".join(str(death).split())[:_MOST_CHARACTERS]
         return UserError("UserCodeError", f"a worker failed: ray.exceptions.{type(death).__name__}: {text}")
-    first = failures[0] if failures else error
+    without = [failure for failure in failures if _sentence_of(failure) is None]
+    if sentences and not without:
+        return sentences[0]
+    first = without[0] if without else error
     said = str(first).strip().splitlines() or [type(first).__name__]
     return UserError("UserCodeError", f"a worker failed: {said[-1]}")
+
+
+def _sentence_of(failure: BaseException) -> UserError | None:
+    """The UserError that a worker raised, which Ray wraps; None for any other failure."""
+    seen: BaseException | None = failure
+    while seen is not None and not isinstance(seen, UserError):
+        seen = seen.__cause__
+    return seen
 
 
 def _death_of(failure: BaseException) -> RayError | None:

@@ -134,6 +134,21 @@ FAILURES = [
         "NodeLost",
         "kubectl",
     ),
+    (
+        "workers that no longer move, and their ends in Ray's words",
+        {
+            "message": f"{DRIVER}{ACTOR}\n{GLOO}\n{record('NoProgress', 'rank 1 of 2 is at a:1 b')}",
+            "pods": [crashed(75)],
+        },
+        "NoProgress",
+        "rank 1 of 2 is at a:1 b",
+    ),
+    (
+        "workers that no longer move, as the node of one is gone",
+        {"message": record("NoProgress", "rank 1 of 2"), "pods": [disrupted("EvictionByEvictionAPI")]},
+        "NodeLost",
+        "Eviction",
+    ),
     ("a worker process that died", {"message": record("UserCodeError", ACTOR)}, "ContainerCrashed", "worker pods"),
     (
         "a worker process that died, in Ray Train's words",

@@ -67,6 +67,8 @@ def test_an_entry_says_what_it_means_why_it_happens_and_what_to_do(entry):
     [
         ("UserCodeError", Retry.FINAL),
         ("CudaOutOfMemory", Retry.FINAL),
+        ("NoProgress", Retry.BUDGET),
+        ("StartupTimeout", Retry.BUDGET),
         ("NodeLost", Retry.BUDGET),
         ("HostOutOfMemory", Retry.BUDGET),
         ("Preempted", Retry.FREE),

@@ -75,6 +75,31 @@ def test_a_process_that_died_comes_before_what_that_did_to_the_others(deaths, to
     assert found.message.startswith(f"a worker failed: {told}")
 
 
+LOST = UserError("CollectiveTimeout", "rank 0 of 2, step 3: lost the other workers")
+
+
+def raise_lost():
+    raise LOST
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        pytest.param(raise_missing, "DatasetNotFound", id="a sentence"),
+        pytest.param(raise_consequence, "UserCodeError", id="an error"),
+        pytest.param(raise_lost, "CollectiveTimeout", id="nothing else"),
+    ],
+)
+def test_a_lost_worker_is_told_only_where_no_other_says_why(second, told):
+    assert _cause(ray_error(raise_lost, second)).reason == told
+
+
+def test_a_process_that_died_comes_before_those_that_lost_it():
+    lost = error_of(raise_lost)
+    found = _cause(WorkerGroupError("some failed", {0: lost, 1: WorkerHealthCheckFailedError("it", ActorDiedError())}))
+    assert found.message.startswith("a worker failed: ray.exceptions.ActorDiedError")
+
+
 def test_a_failure_without_a_sentence_gives_its_last_line():
     found = _cause(ray_error(raise_consequence))
     assert (found.reason, found.message) == ("UserCodeError", "a worker failed: while waiting for rank 0")
