@@ -34,7 +34,7 @@ def plant(what: str, rank: int, number: int) -> None:
         loss = _forward(self, *batch)
         return loss * float("nan") if planted else loss
 
-    CausalLMLoss.forward = forward  # type: ignore[method-assign]
+    CausalLMLoss.forward = forward  # type: ignore[assignment, method-assign]
 
 
 if __name__ == "__main__":

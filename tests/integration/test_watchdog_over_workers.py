@@ -21,7 +21,8 @@ from plinth_workloads.train.progress import read_progress
 from torch_runs import ENVIRONMENT
 from training import make_train_run, write_corpus, write_run
 
-pytestmark = pytest.mark.integration
+# Ray starts in one test: beside a busy neighbour that takes longer than the limit of the others.
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 SCRIPT = str(Path(__file__).parents[1] / "stuck_training.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -76,13 +77,14 @@ def test_a_frozen_worker_of_ray_ends_the_attempt_with_its_name(tmp_path):
     spec |= {"training": {"steps": 100_000}, "watchdog": {"noProgressSeconds": 10}}
     file = write_yaml(tmp_path / "job.yaml", pretrain_document(**spec))
     process = start_plinth("run", file, "--home", tmp_path / "home")
-    frozen = worker_at_work(tmp_path / "home", process)
-    os.kill(frozen, signal.SIGSTOP)
     try:
-        output, _ = process.communicate(timeout=120)
+        frozen = worker_at_work(tmp_path / "home", process)
+        os.kill(frozen, signal.SIGSTOP)
+        output, _ = process.communicate(timeout=200)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(frozen, signal.SIGCONT)
+        process.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(frozen, signal.SIGCONT)
     assert process.returncode == 1
     told = " ".join(output.split())
     assert "NoProgress: nothing has moved for 10 s" in told
@@ -96,14 +98,14 @@ def test_a_frozen_worker_of_ray_ends_the_attempt_with_its_name(tmp_path):
 
 def worker_at_work(home, process):
     """The process of the second worker, once it has done some steps."""
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         for folder in home.glob("runs/*"):
             beats = HeartbeatFolder(folder).read()
             if len(beats) == 2 and all(beat.step > 3 for beat in beats):
                 return beats[1].pid
         time.sleep(0.1)
-    raise AssertionError(f"no step was ever done: {process.communicate(timeout=5)[0]}")
+    raise AssertionError("no step was ever done")
 
 
 def test_two_workers_go_back_together_as_one_does(tmp_path):

@@ -210,6 +210,7 @@ class TrainLoop:
             optimizer.zero_grad(set_to_none=True)
         self.state.step = step
         self.state.tokens += int(num_tokens)
+        self._pulse.mark("waiting for the device")
         # On a GPU the step before is read only now, when the device has this one to work on.
         self._read_step()
         self._unread = _StepResult(step, loss, grad_norm, int(num_tokens), self.state.tokens, lr, started)

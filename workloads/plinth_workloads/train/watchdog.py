@@ -96,10 +96,10 @@ class Watchdog:
             return
         self._stop.set()
         self._thread.join()
-        self._disarm()
         dumped = self._folder.dumped()
         if dumped and self._folder.told() is None:
-            self._finish(self._folder.read(), unable=dumped)
+            self._finish(self._folder.read(), unable=dumped - {self._beat.rank})
+        self._disarm()
         self._dump.close()
         self._dump = None
 
@@ -108,7 +108,7 @@ class Watchdog:
             while not self._stop.is_set():
                 if not self._look() and (beats := self._gather()):
                     said = {beat.rank for beat in self._folder.said() if beat.stuck_at}
-                    self._finish(beats, unable={beat.rank for beat in beats} - said)
+                    self._finish(beats, unable={beat.rank for beat in beats[1:]} - said)
                     return
                 self._stop.wait(self._period)
         finally:
@@ -122,7 +122,8 @@ class Watchdog:
         if remaining is None:
             self._disarm()
         elif remaining > 0:
-            self._arm(remaining + _TIMER_MARGIN)
+            # The thread sees it up to a period late, and looks twice.
+            self._arm(remaining + 2 * self._period + _TIMER_MARGIN)
         return remaining is None or remaining > 0
 
     def _limit(self) -> tuple[Reason, float | None, float]:
@@ -161,6 +162,9 @@ class Watchdog:
 
         A worker that only waits for a slow one is not stuck as long as that one moves.
         """
+        # A machine that was paused may wake this thread first: the other one has a moment to move.
+        if self._stop.wait(self._period) or self._look():
+            return []
         frame = sys._current_frames().get(self._beat.thread)
         stuck_at, waits = innermost(frame)
         self._say(stuck_at, waits=waits)
@@ -168,7 +172,9 @@ class Watchdog:
         seen: dict[int, tuple[int, float]] = {}
         while True:
             self._arm(_TELL_SECONDS + _TIMER_MARGIN)
-            beats, now = self._folder.read(), time.monotonic()
+            now = time.monotonic()
+            others = [beat for beat in self._folder.read() if beat.rank != self._beat.rank]
+            beats = [self._beat, *others]
             if all(self._is_over(beat, seen, now) for beat in beats):
                 return beats
             remaining = self._remaining()
@@ -185,13 +191,15 @@ class Watchdog:
             seen[beat.rank] = (beat.beat, now)
             return False
         _, limit, _ = self._limit()
-        patience = 2 * self._period + 2 * _TIMER_MARGIN
+        # Its own timer is to leave a stack before.
+        patience = 4 * self._period + 2 * _TIMER_MARGIN
         return now - since > max(patience, (limit or 0) - beat.idle_seconds)
 
     def _write_stacks(self) -> None:
         assert self._dump is not None
-        faulthandler.dump_traceback(self._dump, all_threads=True)
-        os.write(2, self._folder.stack(self._beat.rank).read_bytes())
+        with suppress(OSError):
+            faulthandler.dump_traceback(self._dump, all_threads=True)
+            os.write(2, self._folder.stack(self._beat.rank).read_bytes())
 
     def _empty_stacks(self) -> None:
         assert self._dump is not None
@@ -203,12 +211,13 @@ class Watchdog:
         """End this process; the first worker that can run Python tells why before, and the others wait for that."""
         self._arm(_TELL_SECONDS + 2 * _TIMER_MARGIN)
         reason, limit, _ = self._limit()
-        if min(beat.rank for beat in beats if beat.rank not in unable) == self._beat.rank:
-            self._tell(stuck_failure(reason, limit or 0, beats, self._world_size))
-            self._folder.mark_told_everywhere()
-        else:
-            self._wait_until_told()
-        self._end_process(EXIT_CODE)
+        try:
+            if any(beat.rank < self._beat.rank for beat in beats if beat.rank not in unable):
+                self._wait_until_told()
+            else:
+                self._tell(stuck_failure(reason, limit or 0, beats, self._world_size))
+        finally:
+            self._end_process(EXIT_CODE)
 
     def _wait_until_told(self) -> None:
         """Live on until MLflow has been told: a launcher may end all workers when it sees the first one end."""
@@ -217,13 +226,16 @@ class Watchdog:
             time.sleep(_POLL_SECONDS)
 
     def _tell(self, failure: UserError) -> None:
-        tell_work_dir(self._work_dir, failure)
+        # A disk that is full keeps neither MLflow nor the log from being told.
+        with suppress(OSError):
+            tell_work_dir(self._work_dir, failure)
         if self.tell is not None:
             telling = threading.Thread(target=self.tell, args=(failure,), daemon=True)
             telling.start()
             telling.join(_TELL_SECONDS)
         # Not by sys.stdout: its lock may be held by the thread that is stuck.
         os.write(1, (failure_record(failure) + "\n").encode())
+        self._folder.mark_told_everywhere()
 
     def _arm(self, seconds: float) -> None:
         assert self._dump is not None

@@ -1,6 +1,7 @@
 """A process that no longer moves is ended from inside, with a reason. Real processes and threads, no training."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -129,7 +130,7 @@ def test_what_moves_is_left_alone(tmp_path):
     watchdog, ended = watchdog_in(tmp_path, no_progress_seconds=1)
     watchdog.start()
     watchdog.pulse.finish_step()
-    until = time.monotonic() + 2
+    until = time.monotonic() + 1.5
     while time.monotonic() < until:
         watchdog.pulse.mark("computing the forward pass")
         time.sleep(0.02)
@@ -183,6 +184,7 @@ def test_a_worker_waits_as_long_as_another_one_moves(tmp_path):
 
 
 def test_an_error_that_follows_anothers_end_is_not_told_in_its_place(tmp_path):
+    threads = set(os.listdir("/proc/self/task"))
     watchdog, ended = watchdog_in(tmp_path, world_size=2, no_progress_seconds=1000)
     told = []
     watchdog.tell = told.append
@@ -196,6 +198,8 @@ def test_an_error_that_follows_anothers_end_is_not_told_in_its_place(tmp_path):
     folder.stack(1).write_text('Timeout!\nThread 0x00000000000000ff (most\n  File "/app/c.py", line 9 in spin\n')
     watchdog.stop()
     assert ended.codes == [EXIT_CODE]
+    # Nor is the timer left that would end this process.
+    assert set(os.listdir("/proc/self/task")) == threads
     (failure,) = told
     assert isinstance(failure, UserError)
     assert "rank 1 of 2 (host host-1, process 7) is preparing in step 3, at c:9 spin" in failure.message
