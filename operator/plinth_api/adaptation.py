@@ -149,7 +149,7 @@ class DoRA(LoRA):
 
 
 class IA3(ApiModel):
-    """Learned scales of inner activations (https://arxiv.org/abs/2205.05638)."""
+    """Learned scales of keys, values and feed-forward activations (https://arxiv.org/abs/2205.05638)."""
 
 
 class AdaptionPrompt(ApiModel):
@@ -171,7 +171,11 @@ class Prompt(ApiModel):
     """Learned embeddings before the input (https://arxiv.org/abs/2104.08691)."""
 
     num_virtual_tokens: int = Field(default=20, ge=1, le=4096, description="numVirtualTokens of the prompt.")
-    init_text: LongText | None = Field(default=None, description="initText whose embeddings the prompt starts from.")
+    init_text: LongText | None = Field(
+        default=None,
+        description="initText whose embeddings the prompt starts from, cut or repeated to numVirtualTokens; random "
+        "words of the vocabulary when left out.",
+    )
 
 
 class PromptEncoder(ApiModel):
@@ -179,6 +183,13 @@ class PromptEncoder(ApiModel):
 
     num_virtual_tokens: int = Field(default=20, ge=1, le=4096, description="numVirtualTokens of the prompt.")
     encoder_hidden_size: int = Field(default=128, ge=1, le=65536, description="encoderHiddenSize of the network.")
+
+
+MERGING_METHODS = ("lora", "qlora", "dora", "ia3")
+"""Methods whose weights can be added to the model's own."""
+
+VIRTUAL_TOKEN_METHODS = ("prefix", "prompt", "promptEncoder")
+"""Methods that put learned positions before every document."""
 
 
 class Method(ApiModel):
@@ -199,3 +210,19 @@ class Method(ApiModel):
     prompt_encoder: PromptEncoder | None = Field(
         default=None, description="promptEncoder trains a network that makes a prompt."
     )
+
+    @property
+    def name(self) -> str:
+        """The method's key, as it is in YAML: promptEncoder."""
+        return next(iter(self.to_wire()))
+
+    @property
+    def merges(self) -> bool:
+        """Whether what is trained can be added to the model's own weights."""
+        return self.name in MERGING_METHODS
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Positions that the method puts before every document; 0 for a method that puts none."""
+        chosen = self.prefix or self.prompt or self.prompt_encoder
+        return chosen.num_virtual_tokens if chosen else 0

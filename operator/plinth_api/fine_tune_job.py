@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from plinth_api.adaptation import LoRA, Method, Task
+from plinth_api.adaptation import MERGING_METHODS, VIRTUAL_TOKEN_METHODS, LoRA, Method, Task
 from plinth_api.base import ApiModel, ObjectMeta, Rule
 from plinth_api.common import ModelRef, Output
 from plinth_api.job import MAX_JOB_NAME_LENGTH, FineTuneData, JobSpec, name_rules
@@ -19,8 +19,28 @@ class FineTuneOutput(Output):
     )
 
 
+def _is_any_of(methods: tuple[str, ...]) -> str:
+    return "(" + " || ".join(f"has(self.method.{name})" for name in methods) + ")"
+
+
 class FineTuneJobSpec(JobSpec):
     """Which model to adapt, to what, on what, and what becomes of it."""
+
+    rules = (
+        Rule(
+            cel=f"!self.output.merge || {_is_any_of(MERGING_METHODS)}",
+            check=lambda spec: not spec.output.merge or spec.method.merges,
+            message=f"output.merge goes with method {', '.join(MERGING_METHODS[:-1])} or {MERGING_METHODS[-1]} only: "
+            "the others leave nothing that could be added to the model's weights",
+        ),
+        Rule(
+            cel=f"!has(self.training.packing) || !self.training.packing || !{_is_any_of(VIRTUAL_TOKEN_METHODS)}",
+            check=lambda spec: not spec.training.packing or not spec.method.num_virtual_tokens,
+            message=f"training.packing cannot be true with method {', '.join(VIRTUAL_TOKEN_METHODS[:-1])} or "
+            f"{VIRTUAL_TOKEN_METHODS[-1]}: virtual tokens stand before a row, and only its first document would "
+            "see them; leave packing out",
+        ),
+    )
 
     model: ModelRef = Field(description="model to adapt.")
     task: Task = Field(description="task that the model is taught.")

@@ -6,6 +6,7 @@ from typing import Any
 
 from plinth_api.base import wire_name
 from plinth_api.errors import Problem
+from plinth_api.fine_tune_job import FineTuneJob
 from plinth_api.job import DataFormat
 from plinth_api.parse import Job
 from plinth_api.pretrain_job import PretrainJob
@@ -66,7 +67,11 @@ def facts_of(job: Job) -> ObjectiveFacts:
 def packs_rows(job: Job) -> bool:
     """Whether rows hold several documents: where the objective can do that, and the job does not say otherwise."""
     pairs = objective_of(job)[1].get("nextSentence", False)
-    return job.spec.training.packing and facts_of(job).packs and not pairs
+    wanted = job.spec.training.packing
+    if wanted is None:
+        # Virtual tokens stand before a row, and only its first document would see them.
+        wanted = not (isinstance(job, FineTuneJob) and job.spec.method.num_virtual_tokens)
+    return wanted and facts_of(job).packs and not pairs
 
 
 def known_metrics(job: Job) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from plinth_api.adaptation import LoRA
+from plinth_api.adaptation import Full, Method
 from plinth_api.common import Compute, DataSource
 from plinth_api.errors import InvalidSpec, Problem
 from plinth_api.fine_tune_job import FineTuneJob
@@ -110,7 +110,7 @@ def resolve_train_run(job: Job, settings: ResolveSettings, versions: Mapping[str
         objective=objective,
         objective_settings=objective_settings,
         model=_resolve_model(job, settings, versions),
-        lora=_resolve_lora(job),
+        method=_resolve_method(job),
         data=_resolve_data(job, settings),
         training=_resolve_training(job),
         workers=resolve_workers(job.spec.compute),
@@ -171,8 +171,8 @@ def _resolve_model(job: Job, settings: ResolveSettings, versions: Mapping[str, s
     )
 
 
-def _resolve_lora(job: Job) -> LoRA | None:
-    return job.spec.method.lora if isinstance(job, FineTuneJob) else None
+def _resolve_method(job: Job) -> Method:
+    return job.spec.method if isinstance(job, FineTuneJob) else Method(full=Full())
 
 
 def _resolve_source(source: DataSource, settings: ResolveSettings) -> RunSource:

@@ -6,9 +6,9 @@ so that the same document gives the same run on a laptop and on a cluster.
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_serializer
 
-from plinth_api.adaptation import LoRA
+from plinth_api.adaptation import Method
 from plinth_api.base import ApiModel
 from plinth_api.common import GateRule
 from plinth_api.job import DataFormat
@@ -143,7 +143,7 @@ class TrainRun(ApiModel):
         default={}, description="objectiveSettings are what the job has below the key, with defaults."
     )
     model: RunModel
-    lora: LoRA | None = Field(description="lora is None for a method that moves all weights.")
+    method: Method
     data: RunData
     training: RunTraining
     workers: RunWorkers
@@ -155,6 +155,10 @@ class TrainRun(ApiModel):
     work_dir: str = Field(
         description="workDir is a folder for caches, progress and the model on its way to the registry."
     )
+
+    @field_serializer("method")
+    def _only_the_chosen_method(self, method: Method) -> dict[str, Any]:
+        return method.to_wire()
 
 
 class ServeModel(ApiModel):

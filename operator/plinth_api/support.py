@@ -58,12 +58,7 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
         "spec.task.reinforcement": ANY,
         "spec.task.distillation": ANY,
         "spec.method.qlora": ANY,
-        "spec.method.dora": ANY,
-        "spec.method.ia3": ANY,
         "spec.method.adaptionPrompt": ANY,
-        "spec.method.prefix": ANY,
-        "spec.method.prompt": ANY,
-        "spec.method.promptEncoder": ANY,
         "spec.data.format": {"preference", "labelled"},
     },
     "ModelService": {
@@ -79,6 +74,12 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
         "spec.scaling.minReplicas": {0},
     },
 }
+
+INSTEAD: Mapping[str, str] = {
+    "spec.method.qlora": "4-bit weights need bitsandbytes, which the images do not have; use lora or dora",
+    "spec.method.adaptionPrompt": "use prefix, which trains keys and values before every layer",
+}
+"""What the refusal of a field adds, where there is something that does nearly the same."""
 
 _CLUSTER_ONLY_COMPUTE = (
     "spec.compute.accelerator",
@@ -123,10 +124,14 @@ def unsupported_problems(resource: Resource) -> list[Problem]:
     """A problem for each field of `resource` whose behaviour is still to come."""
     table = NOT_SUPPORTED[resource.kind]
     return [
-        Problem(path, f"not supported yet: {path}" + (f" = {value}" if refused else ""))
+        Problem(path, f"not supported yet: {path}" + (f" = {value}" if refused else "") + _hint(path))
         for path, value in _walk(_set_fields(resource))
         if (refused := table.get(_pattern(path))) is not None and (not refused or value in refused)
     ]
+
+
+def _hint(path: str) -> str:
+    return f"; {INSTEAD[path]}" if path in INSTEAD else ""
 
 
 def cluster_only_fields(resource: Resource) -> list[str]:

@@ -73,8 +73,10 @@ class Training(ApiModel):
     precision: Literal["auto", "bf16", "fp32", "fp8"] = Field(
         default="auto", description="precision of the computation; auto is bf16 on GPUs and fp32 on CPUs."
     )
-    packing: bool = Field(
-        default=True, description="packing fills rows with several documents; attention stays inside each document."
+    packing: bool | None = Field(
+        default=None,
+        description="packing fills rows with several documents; attention stays inside each document. When left out it "
+        "is on, but for methods prefix, prompt and promptEncoder, which put virtual tokens before a row.",
     )
     compile: bool | None = Field(default=None, description="compile with torch.compile; on GPUs only when left out.")
     activation_checkpointing: Literal["none", "selective", "full"] = Field(

@@ -179,8 +179,12 @@ def _fine_tune_problems(job: FineTuneJob) -> Iterator[Problem]:
     fitting, given = TASK_FORMATS.get(task), job.spec.data.format
     if fitting and given in KNOWN_FORMATS and given not in fitting:
         yield Problem("spec.data.format", f"{given} does not fit task {task}; use {' or '.join(fitting)}")
-    if job.spec.output.merge and job.spec.method.full is not None:
-        yield Problem("spec.output.merge", "goes with a method that makes an adapter; method full has nothing to merge")
+    if job.spec.method.prefix and job.spec.training.activation_checkpointing != "none":
+        yield Problem(
+            "spec.training.activationCheckpointing",
+            "does not go with method prefix, whose keys and values would be appended again when activations are "
+            "computed again; set it to none, or use method prompt",
+        )
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -37,6 +37,10 @@ GOOD = [
     pytest.param(pretrain_document(compute={}), id="an empty block"),
     pytest.param(fine_tune_document(method={"full": {}}), id="another member of a union than the default's"),
     pytest.param(fine_tune_document(method={"lora": {"r": 8}}), id="part of the default's member of a union"),
+    pytest.param(fine_tune_document(output={"merge": True}), id="the default method merged"),
+    pytest.param(
+        fine_tune_document(method={"prefix": {}}, training={"packing": False}), id="a prefix in rows of one document"
+    ),
     pytest.param(
         fine_tune_document(
             data={"validation": {"sources": [{"uri": "hf://datasets/a/b", "split": "test"}]}},
@@ -167,6 +171,18 @@ BROKEN_RULES = [
     ),
     pytest.param(fine_tune_document(method={"lora": {}, "full": {}}), "spec.method", id="two methods"),
     pytest.param(fine_tune_document(task={"instruction": None}), "spec.task", id="no task"),
+    *(
+        pytest.param(
+            fine_tune_document(method={name: {}}, output={"merge": True}), "spec", id=f"{name} that is to be merged"
+        )
+        for name in ("full", "adaptionPrompt", "prefix", "prompt", "promptEncoder")
+    ),
+    *(
+        pytest.param(
+            fine_tune_document(method={name: {}}, training={"packing": True}), "spec", id=f"{name} in packed rows"
+        )
+        for name in ("prefix", "prompt", "promptEncoder")
+    ),
     pytest.param(service_document(scaling={"minReplicas": 2}), "spec.scaling", id="more at least than at most"),
     pytest.param(pretrain_document(name="a" * 37), "", id="a long name of a job"),
     pytest.param(service_document(name="a" * 42), "", id="a long name of a service"),

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from makers import (
     make_pretrain_job,
     make_resolve_settings,
 )
+from plinth_api.adaptation import LoRA, Method
 from plinth_api.crd import Schema, resource_schema
 from plinth_api.errors import InvalidSpec
 from plinth_api.parse import KINDS, Job, parse_resource
@@ -47,6 +49,7 @@ def test_defaults_of_pretraining_are_explicit():
             "config": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
             "tokenizerVocabSize": 512,
         },
+        "method": {"full": {}},
         "data": {
             "train": [{"uri": "file:///data/corpus.jsonl", "weight": 1.0}],
             "validation": [],
@@ -109,16 +112,36 @@ def test_fine_tuning():
             output={"merge": True, "alias": "champion"},
         )
     )
-    assert run.lora is not None
-    assert (run.lora.r, run.training.weight_decay, run.data.task, run.data.format) == (16, 0.0, "instruction", "chat")
+    assert run.method == Method(lora=LoRA())
+    assert (run.training.weight_decay, run.data.task, run.data.format) == (0.0, "instruction", "chat")
     assert run.data.columns == {"messages": "chat"}
     assert [source.uri for source in run.data.validation] == ["file:///volumes/c/v"]
     assert run.data.validation_fraction is None
     assert (run.output.merge, run.output.alias) == (True, "champion")
 
 
-def test_moving_all_weights_has_no_lora():
-    assert resolve(make_fine_tune_job(method={"full": {}}, task={"instruction": None, "completion": {}})).lora is None
+@pytest.mark.parametrize("name", ["full", "lora", "dora", "ia3", "prefix", "prompt", "promptEncoder"])
+def test_the_method_alone_is_in_the_document(name: str):
+    run = resolve(make_fine_tune_job(method={"lora": None, name: {}}))
+    assert list(json.loads(run.model_dump_json(by_alias=True))["method"]) == [name]
+    assert TrainRun.model_validate_json(run.model_dump_json(by_alias=True)) == run
+    assert run.method.name == name
+
+
+@pytest.mark.parametrize(
+    ("method", "packing"),
+    [
+        pytest.param({"full": {}}, True, id="full"),
+        pytest.param({"ia3": {}}, True, id="ia3"),
+        pytest.param({"prefix": {}}, False, id="prefix"),
+        pytest.param({"prompt": {}}, False, id="prompt"),
+        pytest.param({"promptEncoder": {}}, False, id="promptEncoder"),
+    ],
+)
+def test_packing_follows_the_method_when_it_is_left_out(method: dict[str, Any], packing: bool):
+    assert resolve(make_fine_tune_job(method={"lora": None, **method})).training.packing is packing
+    off = make_fine_tune_job(method={"lora": None, **method}, training={"packing": False})
+    assert resolve(off).training.packing is False
 
 
 def test_names_on_a_cluster():

@@ -5,7 +5,7 @@ import pytest
 from makers import make_fine_tune_job, make_model_service, make_pretrain_job
 from plinth_api.fields import fields_of
 from plinth_api.parse import KINDS, Resource
-from plinth_api.support import CLUSTER_ONLY, NOT_SUPPORTED, cluster_only_fields, unsupported_problems
+from plinth_api.support import CLUSTER_ONLY, INSTEAD, NOT_SUPPORTED, cluster_only_fields, unsupported_problems
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,14 @@ from plinth_api.support import CLUSTER_ONLY, NOT_SUPPORTED, cluster_only_fields,
             id="a block is named once",
         ),
         pytest.param(
+            make_fine_tune_job(method={"lora": None, "qlora": {"r": 8}}),
+            [
+                "spec.method.qlora: not supported yet: spec.method.qlora; 4-bit weights need bitsandbytes, which the "
+                "images do not have; use lora or dora"
+            ],
+            id="a field with another in its place",
+        ),
+        pytest.param(
             make_model_service(scaling={"minReplicas": 0}),
             ["spec.scaling.minReplicas: not supported yet: spec.scaling.minReplicas = 0"],
             id="zero",
@@ -71,4 +79,5 @@ def test_tables_name_fields_and_values_that_exist(kind: str):
     paths = {field.path: field for field in fields_of(kind)}
     assert set(NOT_SUPPORTED[kind]) <= set(paths)
     assert set(CLUSTER_ONLY[kind]) <= set(paths)
+    assert set(INSTEAD) <= set(NOT_SUPPORTED["FineTuneJob"])
     assert not set(NOT_SUPPORTED[kind]) & set(CLUSTER_ONLY[kind])

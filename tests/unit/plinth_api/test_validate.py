@@ -182,10 +182,11 @@ GATE = {"gate": [{"metric": "loss", "max": 3.0}]}
             id="text for instructions",
         ),
         pytest.param(
-            make_fine_tune_job(output={"merge": True}, method={"lora": None, "full": {}}),
-            "spec.output.merge",
-            "goes with a method that makes an adapter; method full has nothing to merge",
-            id="nothing to merge",
+            make_fine_tune_job(method={"lora": None, "prefix": {}}, training={"activationCheckpointing": "full"}),
+            "spec.training.activationCheckpointing",
+            "does not go with method prefix, whose keys and values would be appended again when activations are "
+            "computed again; set it to none, or use method prompt",
+            id="activations of a prefix computed again",
         ),
     ],
 )

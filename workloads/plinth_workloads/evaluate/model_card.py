@@ -21,7 +21,7 @@ def build_model_card(
         verdict: Of the gate.
         facts: Further lines: parameters, tokens, run id.
     """
-    is_adapter = run.lora is not None and not run.output.merge
+    is_adapter = run.method.full is None and not run.output.merge
     head: dict[str, Any] = {
         "library_name": "peft" if is_adapter else "transformers",
         "pipeline_tag": objective_of(run).pipeline_tag,

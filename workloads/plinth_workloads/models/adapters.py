@@ -1,46 +1,58 @@
 """Adapters beside frozen weights, by peft: attached for training, found again by the base model that they name."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plinth_api.adaptation import LoRA
+from torch import nn
+
+from plinth_api.adaptation import DoRA, LoRA, Method
 from plinth_workloads.errors import UserError
+from plinth_workloads.models.virtual_tokens import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    attach_virtual_tokens,
+    holds_virtual_tokens,
+    load_virtual_tokens,
+)
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ADAPTER_CONFIG = "adapter_config.json"
+_LLAMA_TARGETS = ("k_proj", "v_proj", "down_proj")
+"""What IA3 scales in a llama; the many architectures that name their layers alike are not all in peft's table."""
 
 
-def attach_lora(model: "PreTrainedModel", lora: LoRA, base_uri: str) -> Any:
-    """A peft model whose only trainable weights are the adapter's.
+def attach(
+    model: "PreTrainedModel", method: Method, tokenizer: "PreTrainedTokenizerBase", base_uri: str, sequence_length: int
+) -> Any:
+    """A model whose only trainable weights are the method's.
 
     Args:
         model: The base model; its own weights are frozen.
-        lora: Rank, scale, dropout and where adapters go.
+        method: Any but full.
+        tokenizer: Of the model.
         base_uri: The base model's registry URI, written into the adapter's configuration.
+        sequence_length: Longest row.
+
+    Returns:
+        A peft model around the base, or for prefix, prompt and promptEncoder the base itself with virtual tokens.
 
     Raises:
-        UserError: InvalidSpec where the architecture has none of the target modules.
+        UserError: InvalidSpec where the architecture has no place for the method.
     """
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
 
-    names = lora.target_modules
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=names if names == "all-linear" else [name.strip() for name in names.split(",")],
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base_uri,
-    )
+    if method.num_virtual_tokens:
+        return attach_virtual_tokens(model, method, tokenizer, base_uri, sequence_length)
+    config = _ia3_config(model) if method.ia3 else _lora_config(model, method)
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
         first = str(error).splitlines()[0]
         raise UserError(
-            "InvalidSpec", f"spec.method.lora.targetModules: {names} fits no module of the model: {first}"
+            "InvalidSpec", f"spec.method.{method.name}: does not fit {model.config.model_type}: {first}"
         ) from error
     adapted.peft_config["default"].base_model_name_or_path = base_uri
     return adapted
@@ -68,10 +80,104 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> Any:
     """
     from peft import PeftModel
 
-    if not (folder / "adapter_model.safetensors").exists():
-        raise UserError("ModelLoadFailed", f"{folder} has no adapter_model.safetensors; other formats are not loaded")
+    if not (folder / ADAPTER_WEIGHTS).exists():
+        raise UserError("ModelLoadFailed", f"{folder} has no {ADAPTER_WEIGHTS}; other formats are not loaded")
     try:
         return PeftModel.from_pretrained(model, folder)
     except (ValueError, RuntimeError, KeyError) as error:
         first = str(error).splitlines()[0]
         raise UserError("ModelLoadFailed", f"{folder}: the adapter does not fit the model: {first}") from error
+
+
+def with_adapter(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
+    """The model that was trained: the adapter of a folder merged in, or its virtual tokens put before.
+
+    Raises:
+        UserError: ModelLoadFailed, as for `load_adapter`.
+    """
+    if holds_virtual_tokens(folder) and (folder / ADAPTER_WEIGHTS).exists():
+        return load_virtual_tokens(model, folder)
+    adapted: PreTrainedModel = merged(load_adapter(model, folder))
+    return adapted
+
+
+def _lora_config(model: "PreTrainedModel", method: Method) -> Any:
+    """Peft's configuration of LoRA and DoRA.
+
+    Raises:
+        UserError: InvalidSpec, with the names that there are, where the model lacks one that is asked for.
+    """
+    from peft import LoraConfig
+
+    lora: LoRA | DoRA | None = method.dora or method.lora
+    assert lora is not None
+    linear = _linear_layers(model)
+    targets: str | list[str] = lora.target_modules
+    if targets == "all-linear":
+        unknown = [] if linear else [lora.target_modules]
+    else:
+        targets = [name.strip() for name in lora.target_modules.split(",")]
+        unknown = [name for name in targets if not _named(name, [*linear, *_embeddings(model)])]
+    if unknown:
+        raise UserError(
+            "InvalidSpec",
+            f"spec.method.{method.name}.targetModules: {model.config.model_type} has no layer {', '.join(unknown)}; "
+            f"there are {_last_names(linear)}",
+        )
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        use_dora=method.dora is not None,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _ia3_config(model: "PreTrainedModel") -> Any:
+    """Peft's configuration of IA3: its own targets for an architecture that it knows, llama's where those exist.
+
+    Raises:
+        UserError: InvalidSpec, with the names that there are, for any other architecture.
+    """
+    from peft import IA3Config
+    from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+
+    if model.config.model_type in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
+        return IA3Config(task_type="CAUSAL_LM")
+    linear = _linear_layers(model)
+    if not all(_named(name, linear) for name in _LLAMA_TARGETS):
+        raise UserError(
+            "InvalidSpec",
+            f"spec.method.ia3: has no targets in {model.config.model_type}: it needs layers "
+            f"{', '.join(_LLAMA_TARGETS)}, there are {_last_names(linear)}; use lora, whose targetModules may be any "
+            "of these",
+        )
+    return IA3Config(
+        task_type="CAUSAL_LM", target_modules=list(_LLAMA_TARGETS), feedforward_modules=[_LLAMA_TARGETS[-1]]
+    )
+
+
+def _linear_layers(model: "PreTrainedModel") -> list[str]:
+    """Names of the linear layers but the output's."""
+    from transformers.pytorch_utils import Conv1D
+
+    output = model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not output
+    ]
+
+
+def _embeddings(model: "PreTrainedModel") -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+
+
+def _named(name: str, modules: Sequence[str]) -> bool:
+    """Whether peft finds `name` among the modules: as a whole name or as the end of one."""
+    return any(module == name or module.endswith(f".{name}") for module in modules)
+
+
+def _last_names(modules: Sequence[str]) -> str:
+    return ", ".join(sorted({module.rpartition(".")[2] for module in modules})) or "none"

@@ -8,10 +8,11 @@ import torch
 
 from plinth_api.run import TrainRun
 from plinth_workloads.errors import UserError
-from plinth_workloads.models.adapters import adapter_base_uri, attach_lora, load_adapter, merged
+from plinth_workloads.models.adapters import adapter_base_uri, attach, with_adapter
 from plinth_workloads.models.catalog import CAUSAL_LM, check_positions, model_class, new_config
 from plinth_workloads.models.fetch import fetch_model
 from plinth_workloads.models.tokenizers import load_tokenizer
+from plinth_workloads.models.virtual_tokens import num_virtual_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,7 +35,7 @@ def load_for_training(
         implied: Values of the configuration that follow from the objective.
 
     Returns:
-        A transformers model, or a peft model around one.
+        A transformers model, which may have virtual tokens, or a peft model around one.
 
     Raises:
         UserError: InvalidSpec, ModelNotFound or ModelLoadFailed.
@@ -61,11 +62,18 @@ def load_for_training(
             tracking_uri=run.tracking.uri,
             cache_dir=Path(run.work_dir) / "cache",
         )
+        if num_virtual_tokens(model):
+            base_uri = adapter_base_uri(base_folder)
+            raise UserError(
+                "InvalidSpec",
+                f"spec.model.uri: {run.model.uri} is virtual tokens before {base_uri}, and nothing can be trained "
+                f"behind them; start from {base_uri}",
+            )
         check_positions(model.config, run.training.sequence_length)
     model.config.use_cache = False
-    if run.lora is not None:
+    if run.method.full is None:
         assert run.model.uri is not None
-        model = attach_lora(model, run.lora, run.model.uri)
+        model = attach(model, run.method, tokenizer, run.model.uri, run.training.sequence_length)
     return model
 
 
@@ -78,7 +86,7 @@ def load_model(
     tracking_uri: str,
     cache_dir: Path,
 ) -> "PreTrainedModel":
-    """The model in a folder, in fp32; an adapter is merged into its base, which is fetched by the URI that it names.
+    """The model in a folder, in fp32; an adapter's base is fetched by the URI that it names, and takes it in.
 
     Raises:
         UserError: ModelLoadFailed; ModelNotFound for a base that is gone.
@@ -94,8 +102,7 @@ def load_model(
             tracking_uri=tracking_uri,
             cache_dir=cache_dir,
         )
-        adapted: PreTrainedModel = merged(load_adapter(base, folder))
-        return adapted
+        return with_adapter(base, folder)
     if not list(folder.glob("*.safetensors")):
         raise UserError("ModelLoadFailed", f"{uri} has no *.safetensors; other formats of weights are not loaded")
     try:

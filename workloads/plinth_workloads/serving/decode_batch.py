@@ -1,7 +1,7 @@
 """The rows that a model decodes together: prompts enter, one row of logits for each leaves, step after step.
 
 Knows tensors and no requests. All rows share one key-value cache, padded on the left to the longest row, so that a
-row may join or leave between any two steps.
+row may join or leave between any two steps. Virtual tokens of a model are positions of each row like its own.
 
 Shapes: B rows of the batch, R rows that join, T new positions, L cached positions, V vocabulary, H heads, D head size.
 """
@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
+from plinth_workloads.models.virtual_tokens import num_virtual_tokens
+
 
 class DecodeBatch:
     """The cache, the mask and the position of each row. Use under `torch.inference_mode`."""
@@ -22,6 +24,7 @@ class DecodeBatch:
     def __init__(self, model: Any) -> None:
         self._model = model
         accepted = inspect.signature(model.forward).parameters
+        self._num_virtual_tokens = num_virtual_tokens(model)
         self._takes_positions = "position_ids" in accepted
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self.clear()
@@ -43,6 +46,8 @@ class DecodeBatch:
         mask_RT = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=device)
         cache = DynamicCache()
         logits_RV = self._forward(ids_RT, mask_RT, cache)
+        if self._num_virtual_tokens:
+            cache, mask_RT = _padding_first(cache, F.pad(mask_RT, (self._num_virtual_tokens, 0), value=1))
         if self._cache is None:
             self._cache, self._mask_BL = cache, mask_RT
         else:
@@ -92,6 +97,17 @@ def _cache_of(layers: Any) -> DynamicCache:
     for index, (keys_BHLD, values_BHLD) in enumerate(layers):
         cache.update(keys_BHLD, values_BHLD, index)
     return cache
+
+
+def _padding_first(cache: DynamicCache, mask_RL: Tensor) -> tuple[DynamicCache, Tensor]:
+    """Move each row's padding before its virtual tokens, which were put before the padding."""
+    order_RL = mask_RL.argsort(dim=-1, stable=True)
+    order_R1L1 = order_RL[:, None, :, None]
+    moved = _cache_of(
+        (keys.gather(2, order_R1L1.expand_as(keys)), values.gather(2, order_R1L1.expand_as(values)))
+        for keys, values in _layers(cache)
+    )
+    return moved, mask_RL.gather(1, order_RL)
 
 
 def _merged(old: DynamicCache, new: DynamicCache) -> DynamicCache:

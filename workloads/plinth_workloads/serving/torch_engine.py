@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plinth_workloads.models.virtual_tokens import num_virtual_tokens
 from plinth_workloads.serving.decode_batch import DecodeBatch
 from plinth_workloads.serving.engine import (
     ChatMessage,
@@ -103,7 +104,7 @@ class TorchEngine:
         self._max_batch_size = max_batch_size
         self._max_open = max_batch_size + max_waiting
         self._max_prefill_tokens = max_prefill_tokens
-        self._context_length = context_length or _context_length_of(model.config)
+        self._context_length = context_length or _context_length_of(model)
         self._health_timeout_seconds = health_timeout_seconds
         self._vocab_size: int = model.get_input_embeddings().num_embeddings
         self._end_ids = _end_ids_of(model, tokenizer)
@@ -316,9 +317,10 @@ def _failure(error: Exception) -> GenerationFailed:
     return error if isinstance(error, GenerationFailed) else GenerationFailed(f"{type(error).__name__}: {error}")
 
 
-def _context_length_of(config: Any) -> int:
-    text_config = config.get_text_config()
-    return getattr(text_config, "max_position_embeddings", None) or _DEFAULT_CONTEXT_LENGTH
+def _context_length_of(model: Any) -> int:
+    text_config = model.config.get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", None) or _DEFAULT_CONTEXT_LENGTH
+    return positions - num_virtual_tokens(model)
 
 
 def _end_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from plinth_api.run import TrainRun
 from plinth_workloads.models.load import load_model
+from plinth_workloads.models.virtual_tokens import num_virtual_tokens, save_virtual_tokens
 from plinth_workloads.objectives.by_name import objective_of
 from plinth_workloads.objectives.objective import Objective
 from plinth_workloads.train.parallel import Workers
@@ -38,18 +39,22 @@ def export_model(run: TrainRun, model: nn.Module, tokenizer: Any, workers: Worke
         return
     shutil.rmtree(folder, ignore_errors=True)
     writable: Any = model
-    if run.training.precision == "bf16" and run.lora is None:
+    is_adapter = run.method.full is None
+    if run.training.precision == "bf16" and not is_adapter:
         weights = {
             name: value.to(torch.bfloat16) if value.is_floating_point() else value for name, value in weights.items()
         }
-    if run.lora is None:
+    if not is_adapter:
         writable.config.use_cache = True
-    writable.save_pretrained(folder, state_dict=weights, safe_serialization=True)
-    if run.lora is not None and run.output.merge:
+    if num_virtual_tokens(model):
+        save_virtual_tokens(model, weights, folder)
+    else:
+        writable.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+    if is_adapter and run.output.merge:
         _merge(run, folder)
     tokenizer.save_pretrained(folder)
     objective = objective_of(run)
-    if objective.pipeline_class is not None and (run.lora is None or run.output.merge):
+    if objective.pipeline_class is not None and (not is_adapter or run.output.merge):
         _write_mlmodel(folder, tokenizer, objective)
 
 

@@ -151,7 +151,7 @@ def flat_parameters(document: Mapping[str, Any], prefix: str = "") -> dict[str, 
     """`{"a": {"b": 1}}` as `{"a.b": 1}`, as MLflow's parameters are."""
     flat: dict[str, Any] = {}
     for key, value in document.items():
-        if isinstance(value, dict):
+        if value and isinstance(value, dict):
             flat |= flat_parameters(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = (

@@ -4,7 +4,7 @@ Every process of the run executes this; what only one may do, the first does.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from plinth_workloads.evaluate.metrics import measure
 from plinth_workloads.evaluate.model_card import build_model_card
 from plinth_workloads.models.fetch import fetch_model
 from plinth_workloads.models.load import load_for_training, load_model
+from plinth_workloads.models.virtual_tokens import run_in_rows_for, without_virtual_tokens
 from plinth_workloads.objectives.by_name import objective_of
 from plinth_workloads.tracking import ModelVersion, Tracker, resolve_alias
 from plinth_workloads.train.blocks import prepare_blocks
@@ -149,7 +150,8 @@ def open_session(
     _publish_start(session)
     _write(log, "started", step=loop.state.step, totalSteps=loop.num_steps, parameters=_num_parameters(model))
     if loop.state.step == 0 and any(rule.better_than == "base" for rule in run.evaluation.gate):
-        loop.record_evaluation("base")
+        with without_virtual_tokens(model):
+            loop.record_evaluation("base")
     return session
 
 
@@ -227,7 +229,7 @@ def _log_inputs(session: Session, tracker: Tracker) -> None:
     tracker.log_params(
         {
             **flat_parameters(
-                run.model_dump(mode="json", by_alias=True, include={"model", "lora", "data", "training", "workers"})
+                run.model_dump(mode="json", by_alias=True, include={"model", "method", "data", "training", "workers"})
             ),
             "data.fingerprint": data.fingerprint,
             "data.trainDocuments": len(data.train_documents),
@@ -305,7 +307,8 @@ def _measure_registered(session: Session, reference: str) -> Metrics | None:
         cache_dir=cache,
     )
     loss = objective.loss(model.to(workers.device), tokenizer).eval()
-    return _measure(run, workers, session.data, loss, Pulse())
+    rows = objective_of(run_in_rows_for(model, run)).recipe()
+    return _measure(run, workers, replace(session.data, recipe=rows), loss, Pulse())
 
 
 def _register(session: Session, tracker: Tracker, folder: Path, metrics: Metrics, verdict: GateVerdict) -> ModelVersion:
@@ -331,7 +334,7 @@ def _register(session: Session, tracker: Tracker, folder: Path, metrics: Metrics
         **run.tracking.tags,
         "plinth.baseModel": run.model.uri or run.model.architecture or "",
         "plinth.dataFingerprint": session.data.fingerprint,
-        "plinth.method": "lora" if run.lora else "full",
+        "plinth.method": run.method.name,
         **findings,
     }
     version = tracker.register(run.output.model, _ARTIFACT, tags)

@@ -1,0 +1,84 @@
+"""Every method trains over two processes, in copies and in shards, as it does in one; also resumed, also compiled."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import methods
+from methods import METHODS, make_code_model, make_method_run
+from plinth_workloads.train.export import export_model
+from torch_runs import ENVIRONMENT
+from training import ALONE, open_alone, write_run
+
+pytestmark = pytest.mark.integration
+
+SPREADS = {
+    "copies": {"workers": 2},
+    "shards": {"workers": 2, "parallelism": {"shard": 2}},
+}
+STEPS = {"training": {"steps": 4, "microBatchSize": 2}, "checkpoint": {"everySteps": 2}}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("methods")
+
+
+@pytest.fixture(scope="module")
+def base(folder):
+    return make_code_model(folder / "base", steps=10)
+
+
+@pytest.fixture(scope="module")
+def spread(folder, base):
+    """All methods in copies and in shards, trained and exported by two processes into folders of these names."""
+    runs = [
+        write_run(
+            make_method_run(folder / name / method, base, method, compute=compute, **STEPS), folder / name / method
+        )
+        for name, compute in SPREADS.items()
+        for method in METHODS
+    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launcher, methods.__file__, *map(str, runs)], env=ENVIRONMENT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def alone(request, folder, base):
+    """A method and the tensors that it exports when one process trains it."""
+    here = folder / "alone" / request.param
+    session, _ = open_alone(make_method_run(here, base, request.param, **STEPS))
+    session.loop.train()
+    export_model(session.run, session.model, session.data.tokenizer, ALONE, here / "model")
+    return request.param, tensors_in(here)
+
+
+def tensors_in(folder):
+    (file,) = (folder / "model").glob("*.safetensors")
+    return load_file(file)
+
+
+@pytest.mark.parametrize("name", SPREADS)
+def test_two_processes_train_and_export_what_one_does(folder, spread, alone, name):
+    method, expected = alone
+    found = tensors_in(folder / name / method)
+    assert set(found) == set(expected)
+    for tensor, value in expected.items():
+        torch.testing.assert_close(found[tensor], value, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("method", ["prefix", "prompt"])
+def test_virtual_tokens_train_compiled_as_they_do_uncompiled(tmp_path, base, method):
+    losses = {}
+    for compiled in (False, True):
+        training = {"steps": 3, "sequenceLength": 32, "compile": compiled}
+        session, seen = open_alone(make_method_run(tmp_path / str(compiled), base, method, training=training))
+        session.loop.train()
+        losses[compiled] = seen.by_step
+    assert losses[True] == pytest.approx(losses[False], abs=1e-4)
