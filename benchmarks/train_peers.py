@@ -28,7 +28,7 @@ from plinth_api.parse import parse_resource
 from plinth_api.pretrain_job import PretrainJob
 from plinth_api.resolve import ResolveSettings, resolve_train_run
 from plinth_api.run import TrainRun
-from plinth_workloads.data.loader import IGNORED, BatchLoader, Rows
+from plinth_workloads.data.loader import BatchLoader, Rows
 from plinth_workloads.data.packing import ConcatenatedRows, shuffled_documents
 from plinth_workloads.data.token_store import TokenizedDocument, TokenStore, write_token_store
 from plinth_workloads.objectives.causal_lm import CausalLMLoss
@@ -87,7 +87,8 @@ class Data:
     def as_examples(self) -> list[dict[str, Tensor]]:
         """Every row with its own tokens as labels, which transformers shifts."""
         made = (self.rows.batch([list(self.plan.row(index))]) for index in range(self.plan.num_rows))
-        return [{"input_ids": batch.input_ids_BT[0], "labels": batch.input_ids_BT[0]} for batch in made]
+        rows = [batch.inputs["input_ids_BT"][0] for batch in made]
+        return [{"input_ids": row, "labels": row} for row in rows]
 
 
 def main() -> int:
@@ -191,7 +192,7 @@ def _loader(subject: Subject, data: Data) -> BatchLoader:
 def _ours(folder: Path, subject: Subject, data: Data, *, compiled: bool = False) -> Block:
     run, model = _run_document(folder, subject, compiled), _model(subject)
     loss: nn.Module = CausalLMLoss(model).train()
-    prepare_blocks(model, run)
+    prepare_blocks(model, run, same_width=True)
     loop = TrainLoop(
         run,
         workers=_ALONE,
@@ -221,15 +222,14 @@ def _ours_compiled(folder: Path, subject: Subject, data: Data) -> Block:
 def _bare(folder: Path, subject: Subject, data: Data) -> Block:
     run, model = _run_document(folder, subject, compiled=False), _model(subject)
     loss: nn.Module = CausalLMLoss(model).train()
-    prepare_blocks(model, run)
+    prepare_blocks(model, run, same_width=True)
     optimizers, loader = build_optimizers(model, run.training), _loader(subject, data)
 
     def block(steps: int) -> float:
         batches = [batch for _ in range(steps) for batch in loader.next_step()]
         started = time.perf_counter()
         for batch in batches:
-            value = loss(batch.input_ids_BT, batch.position_ids_BT, batch.labels_BT)
-            (value / batch.labels_BT.ne(IGNORED).sum()).backward()
+            (loss(**batch.inputs) / batch.num_targets).backward()
             nn.utils.clip_grad_norm_(model.parameters(), run.training.max_grad_norm)
             for optimizer in optimizers:
                 optimizer.step()
