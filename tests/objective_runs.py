@@ -25,6 +25,20 @@ TEXT_MODELS: Mapping[str, Mapping[str, Any]] = {
     "t5": {"d_model": 48, "d_ff": 96, "d_kv": 24, "num_layers": 2, "num_heads": 2},
 }
 
+IMAGE_MODEL: Mapping[str, Any] = {
+    "image_size": 8,
+    "patch_size": 2,
+    "num_channels": 1,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 96,
+    "decoder_hidden_size": 48,
+    "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 96,
+}
+
 
 def write_library(path: Path, *, length: int = 400, documents: int = 400) -> Path:
     """The source of some modules in pieces, as a jsonl file of texts."""
@@ -48,6 +62,30 @@ def write_docstrings(path: Path) -> Path:
             if isinstance(node, ast.FunctionDef) and (text := ast.get_docstring(node)):
                 rows.append({"prompt": f"def {node.name}({ast.unparse(node.args)})", "completion": text.split("\n")[0]})
     return write_jsonl(path, rows)
+
+
+def write_digits(folder: Path, *, images: int = 1797) -> Path:
+    """scikit-learn's handwritten digits as a folder of PNG files of 8 x 8 pixels."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    folder.mkdir(parents=True)
+    for index, digit in enumerate(load_digits().images[:images]):
+        Image.fromarray((digit * 15).astype(np.uint8)).save(folder / f"{index:04}.png")
+    return folder
+
+
+def make_image_run(folder: Path, **spec: Any) -> TrainRun:
+    """A run over scikit-learn's digits that restores their masked patches; `spec` is merged into the job's."""
+    digits = folder / "digits"
+    if not digits.exists():
+        write_digits(digits)
+    changes: dict[str, Any] = {
+        "objective": {"causalLM": None, "maskedImage": {"maskRatio": 0.5}},
+        "model": {"architecture": "vit_mae", "config": IMAGE_MODEL, "tokenizer": None},
+        "data": {"train": [{"uri": f"file://{digits}", "format": "imageFolder"}]},
+    }
+    return make_train_run(folder, **{**changes, **spec})
 
 
 def make_objective_run(
@@ -85,4 +123,5 @@ def unigram_loss(session: Session, *, steps: int = 20) -> float:
 
 def _labels(batches: Iterable[Batch]) -> IntArray:
     labels: IntArray = np.concatenate([batch.inputs["labels_BT"].numpy().ravel() for batch in batches])
-    return labels[labels != IGNORED]
+    counted: IntArray = labels[labels != IGNORED]
+    return counted

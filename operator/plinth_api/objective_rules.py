@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plinth_api.base import wire_name
+from plinth_api.common import DataSource
 from plinth_api.errors import Problem
 from plinth_api.fine_tune_job import FineTuneJob
 from plinth_api.job import DataFormat
@@ -19,18 +20,20 @@ class ObjectiveFacts:
     Attributes:
         metrics: What evaluation can compute; the first ones are computed when the job names none.
         num_default_metrics: How many of them those are.
-        data_format: What an example is.
+        data_format: What an example is; None for an image.
         columns: The fields of spec.data.columns that its examples have.
         packs: Whether several documents can share a row.
         compares_rows: Whether a row's loss depends on the other rows of the step, so that a pass must hold them all.
+        reads_images: Whether examples are images, which have no tokens.
     """
 
     metrics: tuple[str, ...] = ("loss", "perplexity")
     num_default_metrics: int = 2
-    data_format: DataFormat = "text"
+    data_format: DataFormat | None = "text"
     columns: frozenset[str] = frozenset({"text"})
     packs: bool = True
     compares_rows: bool = False
+    reads_images: bool = False
 
 
 FACTS: Mapping[str, ObjectiveFacts] = {
@@ -43,6 +46,9 @@ FACTS: Mapping[str, ObjectiveFacts] = {
         columns=frozenset({"prompt", "completion"}),
         packs=False,
         compares_rows=True,
+    ),
+    "maskedImage": ObjectiveFacts(
+        metrics=("loss",), data_format=None, columns=frozenset({"image"}), packs=False, reads_images=True
     ),
 }
 """The objectives that are supported, by their key."""
@@ -93,8 +99,32 @@ def objective_problems(job: PretrainJob) -> Iterator[Problem]:
         if column not in facts.columns:
             usual = " and ".join(sorted(facts.columns))
             yield Problem(f"spec.data.columns.{column}", f"objective {name} reads {usual}; leave {column} out")
+    for path, source in _sources(job):
+        if source.format == "imageFolder" and not facts.reads_images:
+            yield Problem(f"{path}.format", f"imageFolder goes with objective maskedImage, not with {name}")
+    if facts.reads_images:
+        yield from _image_problems(job, name)
+    elif job.spec.model.architecture and job.spec.model.tokenizer is None:
+        yield Problem(
+            "spec.model.tokenizer", "is required for a new language model: {train: {vocabSize: 4096}} or {uri: ...}"
+        )
     if facts.compares_rows:
         yield from _compared_rows_problems(job, name)
+
+
+def _sources(job: PretrainJob) -> Iterator[tuple[str, DataSource]]:
+    validation = job.spec.data.validation
+    held_out = (validation.sources if validation else None) or ()
+    for path, sources in (("spec.data.train", job.spec.data.train), ("spec.data.validation.sources", held_out)):
+        for index, source in enumerate(sources):
+            yield f"{path}[{index}]", source
+
+
+def _image_problems(job: PretrainJob, name: str) -> Iterator[Problem]:
+    if job.spec.model.tokenizer is not None:
+        yield Problem("spec.model.tokenizer", f"objective {name} reads images, which have none; leave it out")
+    if job.spec.training.tokens is not None:
+        yield Problem("spec.training.tokens", f"objective {name} reads images; give steps or epochs")
 
 
 def _compared_rows_problems(job: PretrainJob, name: str) -> Iterator[Problem]:

@@ -177,7 +177,6 @@ def _resolve_method(job: Job) -> Method:
 
 def _resolve_source(source: DataSource, settings: ResolveSettings) -> RunSource:
     file_format = source.format
-    assert file_format != "imageFolder"
     assert file_format != "webdataset"
     return RunSource(
         uri=mounted(source.uri, settings.volume_root), weight=source.weight, format=file_format, split=source.split

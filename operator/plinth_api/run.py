@@ -22,7 +22,7 @@ class RunSource(ApiModel):
 
     uri: str
     weight: float
-    format: Literal["jsonl", "parquet", "arrow", "csv", "txt"] | None
+    format: Literal["jsonl", "parquet", "arrow", "csv", "txt", "imageFolder"] | None
     split: str | None
 
 

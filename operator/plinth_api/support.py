@@ -20,12 +20,9 @@ ABOVE_ONE = range(2, 65)
 
 _JOB_NOT_SUPPORTED: Mapping[str, Collection[object]] = {
     "spec.data.prepare": ANY,
-    "spec.data.train[].format": {"imageFolder", "webdataset"},
-    "spec.data.validation.sources[].format": {"imageFolder", "webdataset"},
     "spec.data.columns.chosen": ANY,
     "spec.data.columns.rejected": ANY,
     "spec.data.columns.label": ANY,
-    "spec.data.columns.image": ANY,
     "spec.data.columns.audio": ANY,
     "spec.training.optimizer.name": {"adamw8bit"},
     "spec.training.precision": {"fp8"},
@@ -37,9 +34,10 @@ _JOB_NOT_SUPPORTED: Mapping[str, Collection[object]] = {
 NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
     "PretrainJob": {
         **_JOB_NOT_SUPPORTED,
+        "spec.data.train[].format": {"webdataset"},
+        "spec.data.validation.sources[].format": {"webdataset"},
         "spec.objective.contrastiveImageText": ANY,
         "spec.objective.imageTextMatching": ANY,
-        "spec.objective.maskedImage": ANY,
         "spec.objective.diffusion": ANY,
         "spec.objective.maskedAudio": ANY,
         "spec.objective.autoencoder": ANY,
@@ -50,6 +48,9 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
     },
     "FineTuneJob": {
         **_JOB_NOT_SUPPORTED,
+        "spec.data.train[].format": {"imageFolder", "webdataset"},
+        "spec.data.validation.sources[].format": {"imageFolder", "webdataset"},
+        "spec.data.columns.image": ANY,
         "spec.task.classification": ANY,
         "spec.task.tokenClassification": ANY,
         "spec.task.embedding": ANY,

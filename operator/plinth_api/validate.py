@@ -159,10 +159,6 @@ def _scheme_problems(path: str, uri: str, supported: Iterable[str]) -> Iterator[
 def _pretrain_problems(job: PretrainJob) -> Iterator[Problem]:
     yield from objective_problems(job)
     model, length = job.spec.model, job.spec.training.sequence_length
-    if model.architecture and model.tokenizer is None:
-        yield Problem(
-            "spec.model.tokenizer", "is required for a new language model: {train: {vocabSize: 4096}} or {uri: ...}"
-        )
     if model.tokenizer and model.tokenizer.uri:
         yield from _model_uri_problems("spec.model.tokenizer.uri", model.tokenizer.uri)
     positions = (model.config or {}).get("max_position_embeddings")

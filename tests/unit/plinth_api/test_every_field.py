@@ -63,6 +63,16 @@ GIVEN: dict[str, Document] = {
     "spec.data.format=text": {"spec.task.completion": {}},
     "PretrainJob spec.data.columns.prompt": {"spec.objective.contrastiveText": {}},
     "PretrainJob spec.data.columns.completion": {"spec.objective.contrastiveText": {}},
+    "PretrainJob spec.data.columns.image": {"spec.objective.maskedImage": {}, "spec.model.tokenizer": None},
+    "PretrainJob spec.data.train[].format=imageFolder": {
+        "spec.objective.maskedImage": {},
+        "spec.model.tokenizer": None,
+    },
+    "PretrainJob spec.data.validation.sources[].format=imageFolder": {
+        "spec.objective.maskedImage": {},
+        "spec.model.tokenizer": None,
+    },
+    "spec.objective.maskedImage.maskRatio": {"spec.model.tokenizer": None},
 }
 """What must hold beside a field for it to matter."""
 
@@ -206,7 +216,7 @@ def is_inside(path: str, outer: str) -> bool:
 def test_field_is_used_or_refused_or_for_the_cluster(kind: str, field: ApiField, value: Any):
     base = DOCUMENT_MAKERS[kind](**BASES[kind])
     context = copy.deepcopy(base)
-    for key in (f"{kind} {field.path}", f"{field.path}={value}", field.path):
+    for key in (f"{kind} {field.path}={value}", f"{kind} {field.path}", f"{field.path}={value}", field.path):
         for path, other in GIVEN.get(key, {}).items():
             put(kind, context, path, other)
     open_block(kind, context, field.path)

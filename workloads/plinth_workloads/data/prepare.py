@@ -6,23 +6,17 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
 
 from plinth_api.run import RunSource, TrainRun
-from plinth_workloads.data.formats import Example, read_examples
 from plinth_workloads.data.loader import Batcher
 from plinth_workloads.data.packing import EpochPlan, shuffled_documents
 from plinth_workloads.data.recipe import DataRecipe
-from plinth_workloads.data.sources import load_source
 from plinth_workloads.data.token_store import IntArray, TokenizedDocument, TokenStore, write_token_store
 from plinth_workloads.errors import UserError
-from plinth_workloads.models.tokenizers import load_tokenizer, train_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +30,7 @@ class PreparedData:
 
     Attributes:
         recipe: How documents become rows and rows become batches.
-        tokenizer: The model's tokenizer.
+        tokenizer: The model's tokenizer, or its image processor.
         store: Training documents, and validation documents where they are a fraction of them.
         train_documents: Which documents of `store` are trained on.
         validation_store: The validation documents' store, or None.
@@ -44,7 +38,7 @@ class PreparedData:
     """
 
     recipe: DataRecipe
-    tokenizer: "PreTrainedTokenizerBase"
+    tokenizer: Any
     store: TokenStore
     train_documents: IntArray
     validation_store: TokenStore | None
@@ -83,9 +77,7 @@ def prepare_data(run: TrainRun, base_folder: Path | None, recipe: DataRecipe | N
     cache = Path(run.work_dir) / "cache"
     cache.mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "prepare.lock"):
-        tokenizer = load_tokenizer(
-            _tokenizer_folder(recipe, base_folder, cache), run.model.uri or run.model.tokenizer_uri or run.name
-        )
+        tokenizer = recipe.processor(base_folder, cache)
         store = _store(recipe, run.data.train, tokenizer, cache, "train")
         held_out_sources = run.data.validation
         validation = _store(recipe, held_out_sources, tokenizer, cache, "validation") if held_out_sources else None
@@ -117,29 +109,10 @@ def plan_validation(data: PreparedData) -> EpochPlan:
     return data.recipe.plan(data.validation_documents, data.validation_store, seed=0)
 
 
-def _tokenizer_folder(recipe: DataRecipe, base_folder: Path | None, cache: Path) -> Path:
-    if base_folder is not None:
-        return base_folder
-    run = recipe.run
-    assert run.model.tokenizer_vocab_size is not None
-    folder = cache / "tokenizer"
-    if not folder.exists():
-        texts = (
-            text
-            for source in run.data.train
-            for example in read_examples(load_source(source, cache / "datasets"), source, run.data)
-            for text in example.texts
-        )
-        partial = cache / "tokenizer.tmp"
-        train_tokenizer(texts, run.model.tokenizer_vocab_size, partial, recipe.special_tokens())
-        partial.rename(folder)
-    return folder
-
-
 def _store(
     recipe: DataRecipe,
     sources: Sequence[RunSource],
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: Any,
     cache: Path,
     name: str,
 ) -> TokenStore:
@@ -149,17 +122,14 @@ def _store(
     folder = cache / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     if not folder.exists():
         documents = (_tokenized(recipe, source, tokenizer, cache) for source in sources)
-        write_token_store(folder, documents, len(tokenizer))
+        write_token_store(folder, documents, recipe.vocabulary_size(tokenizer))
     return TokenStore(folder)
 
 
-def _tokenized(
-    recipe: DataRecipe, source: RunSource, tokenizer: "PreTrainedTokenizerBase", cache: Path
-) -> Iterator[TokenizedDocument]:
+def _tokenized(recipe: DataRecipe, source: RunSource, tokenizer: Any, cache: Path) -> Iterator[TokenizedDocument]:
     run = recipe.run
-    examples: Iterator[Example] = read_examples(load_source(source, cache / "datasets"), source, run.data)
     dropped = 0
-    for document in recipe.tokenize(examples, tokenizer):
+    for document in recipe.documents(source, tokenizer, cache):
         if recipe.learns_something(document):
             yield document
         else:

@@ -4,14 +4,17 @@
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from plinth_api.run import TrainRun
-from plinth_workloads.data.formats import Example
+from plinth_api.run import RunSource, TrainRun
+from plinth_workloads.data.formats import Example, read_examples
 from plinth_workloads.data.loader import Batcher, Rows
 from plinth_workloads.data.packing import ConcatenatedRows, EpochPlan, WholeDocumentRows
+from plinth_workloads.data.sources import load_source
 from plinth_workloads.data.token_store import IntArray, TokenizedDocument, TokenStore
 from plinth_workloads.data.tokenize import tokenize_examples
+from plinth_workloads.models.tokenizers import load_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +32,38 @@ class DataRecipe:
         A name that transformers does not know (`sentinel_0`) is a further special token.
         """
         return {}
+
+    def processor(self, base_folder: Path | None, cache: Path) -> Any:
+        """What turns an example into numbers and is saved with the model: its tokenizer, trained where it is new.
+
+        Args:
+            base_folder: Folder of the model or tokenizer to use; None where there is none.
+            cache: Where a trained one goes.
+
+        Raises:
+            UserError: ModelLoadFailed, or what is wrong with the data that it is trained on.
+        """
+        model = self.run.model
+        folder = base_folder or cache / "tokenizer"
+        if not folder.exists():
+            assert model.tokenizer_vocab_size is not None
+            texts = (text for source in self.run.data.train for text in self._texts(source, cache))
+            partial = cache / "tokenizer.tmp"
+            train_tokenizer(texts, model.tokenizer_vocab_size, partial, self.special_tokens())
+            partial.rename(folder)
+        return load_tokenizer(folder, model.uri or model.tokenizer_uri or self.run.name)
+
+    def vocabulary_size(self, tokenizer: Any) -> int:
+        """How many different numbers a document can hold."""
+        return len(tokenizer)
+
+    def documents(self, source: RunSource, tokenizer: Any, cache: Path) -> Iterator[TokenizedDocument]:
+        """The examples of a source as numbers.
+
+        Raises:
+            UserError: DatasetNotFound, AccessDenied or InvalidData.
+        """
+        return self.tokenize(self._examples(source, cache), tokenizer)
 
     def tokenize(
         self, examples: Iterable[Example], tokenizer: "PreTrainedTokenizerBase"
@@ -65,6 +100,13 @@ class DataRecipe:
             tokenizer.pad_token_id,
             pad_to_longest=not self.cuts_documents,
         )
+
+    def _examples(self, source: RunSource, cache: Path) -> Iterator[Example]:
+        return read_examples(load_source(source, cache / "datasets"), source, self.run.data)
+
+    def _texts(self, source: RunSource, cache: Path) -> Iterator[str]:
+        for example in self._examples(source, cache):
+            yield from example.texts
 
     @property
     def cuts_documents(self) -> bool:

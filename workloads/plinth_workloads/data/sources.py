@@ -5,7 +5,7 @@ A file that cannot be read is named with the line, where the format has lines.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +62,10 @@ def load_source(source: RunSource, cache_dir: Path) -> "Dataset":
         raise UserError("InvalidData", _explain(files, file_format, error)) from error
 
 
-def source_files(uri: str) -> list[str]:
+def source_files(uri: str, endings: Collection[str] | None = None) -> list[str]:
     """Every file that a URI stands for, in the order of their names: a file, a glob, or a folder with all below it.
+
+    Of a folder only files of a known format count, or those with one of `endings`.
 
     Raises:
         UserError: DatasetNotFound where there is none, AccessDenied where the storage refuses.
@@ -73,7 +75,7 @@ def source_files(uri: str) -> list[str]:
         if any(wildcard in path for wildcard in "*?["):
             paths = filesystem.glob(path)
         elif filesystem.isdir(path):
-            paths = [found for found in filesystem.find(path) if _format_of(found)]
+            paths = [found for found in filesystem.find(path) if _counts(found, endings)]
         else:
             paths = [path] if filesystem.exists(path) else []
     except PermissionError as error:
@@ -86,6 +88,10 @@ def source_files(uri: str) -> list[str]:
     if not files:
         raise UserError("DatasetNotFound", f"{uri} matches no file; check the path, and that the volume holds the data")
     return [found.removeprefix("file://") if found.startswith("file://") else found for found in files]
+
+
+def _counts(path: str, endings: Collection[str] | None) -> bool:
+    return _format_of(path) is not None if endings is None else Path(path).suffix.lower() in endings
 
 
 def _format_of(path: str) -> str | None:

@@ -17,7 +17,7 @@ _WRITE_BUFFER_TOKENS = 1 << 20
 class TokenizedDocument:
     """Token ids of one document; which are to be learned, where not all are; which start a word, where asked."""
 
-    ids: list[int]
+    ids: list[int] | npt.NDArray[np.uint8]
     targets: list[bool] | None = None
     word_starts: list[bool] | None = None
 
@@ -64,7 +64,7 @@ def write_token_store(folder: Path, sources: Iterable[Iterable[TokenizedDocument
     """
     partial = folder.with_name(folder.name + ".tmp")
     partial.mkdir(parents=True, exist_ok=True)
-    dtype = np.uint16 if vocab_size <= 1 << 16 else np.uint32
+    dtype = np.uint8 if vocab_size <= 1 << 8 else np.uint16 if vocab_size <= 1 << 16 else np.uint32
     lengths: list[int] = []
     source_of: list[int] = []
     has_targets = False

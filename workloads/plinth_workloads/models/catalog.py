@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from plinth_workloads.errors import UserError
+from plinth_workloads.models.image_processor import ImageProcessor
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -24,7 +25,7 @@ def model_class(auto_class: str) -> Any:
 def new_config(
     architecture: str,
     given: Mapping[str, Any],
-    tokenizer: "PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerBase | ImageProcessor",
     sequence_length: int,
     implied: Mapping[str, Any] | None = None,
 ) -> "PretrainedConfig":
@@ -33,7 +34,7 @@ def new_config(
     Args:
         architecture: A transformers model type: llama.
         given: Arguments of its configuration class.
-        tokenizer: Gives vocabulary and special tokens.
+        tokenizer: Gives vocabulary and special tokens; an image processor has none.
         sequence_length: Longest row; positions are made to hold it unless `given` says how many there are.
         implied: Arguments that follow from the objective; `given` comes before them.
 
@@ -54,13 +55,7 @@ def new_config(
             raise UserError(
                 "InvalidSpec", f"spec.model.config.{key}: {architecture} has no such setting" + _hint(close)
             )
-    derived: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        **(implied or {}),
-    }
+    derived = {**_vocabulary(tokenizer), **(implied or {})}
     if isinstance(known.get("max_position_embeddings"), int):
         derived["max_position_embeddings"] = max(known["max_position_embeddings"], sequence_length)
     try:
@@ -68,6 +63,17 @@ def new_config(
     except (TypeError, ValueError, StrictDataclassError) as error:
         reason = error.__cause__ or error
         raise UserError("InvalidSpec", f"spec.model.config: {architecture} refuses it: {reason}") from error
+
+
+def _vocabulary(tokenizer: Any) -> dict[str, Any]:
+    if isinstance(tokenizer, ImageProcessor):
+        return {}
+    return {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
 
 
 def check_positions(config: "PretrainedConfig", sequence_length: int) -> None:

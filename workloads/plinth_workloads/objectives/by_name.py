@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from plinth_api.run import TrainRun
 from plinth_workloads.objectives.causal_lm import CausalLM
 from plinth_workloads.objectives.contrastive_text import ContrastiveText
+from plinth_workloads.objectives.masked_image import MaskedImage
 from plinth_workloads.objectives.masked_lm import MaskedLM
 from plinth_workloads.objectives.objective import Objective
 from plinth_workloads.objectives.span_denoising import SpanDenoising
@@ -14,6 +15,7 @@ OBJECTIVES: Mapping[str, type[Objective]] = {
     "maskedLM": MaskedLM,
     "spanDenoising": SpanDenoising,
     "contrastiveText": ContrastiveText,
+    "maskedImage": MaskedImage,
 }
 
 

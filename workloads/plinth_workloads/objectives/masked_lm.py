@@ -36,7 +36,7 @@ class MaskedLM(Objective):
     """The objective of encoders."""
 
     pipeline_tag = "fill-mask"
-    pipeline_class = "FillMaskPipeline"
+    pipeline_class: str | None = "FillMaskPipeline"
 
     def __init__(self, run: TrainRun) -> None:
         super().__init__(run)

@@ -97,7 +97,7 @@ def sentinel_ids(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The tokens that stand for a row's first span, second span, ..."""
     vocabulary = tokenizer.get_vocab()
     for pattern in _SENTINELS:
-        found = []
+        found: list[int] = []
         while pattern.format(len(found)) in vocabulary:
             found.append(vocabulary[pattern.format(len(found))])
         if found:
