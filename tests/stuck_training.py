@@ -25,13 +25,13 @@ def plant(what: str, rank: int, number: int) -> None:
     """Replace the forward pass of the loss by one that does what is asked."""
     passes = 0
 
-    def forward(self: CausalLMLoss, *batch: Any) -> Any:
+    def forward(self: CausalLMLoss, **batch: Any) -> Any:
         nonlocal passes
         passes += self.training
         planted = self.training and passes == number and int(os.environ.get("RANK", "0")) == rank
         if planted and what == "hang":
             hangs_in_its_forward_pass()
-        loss = _forward(self, *batch)
+        loss = _forward(self, **batch)
         return loss * float("nan") if planted else loss
 
     CausalLMLoss.forward = forward  # type: ignore[assignment, method-assign]

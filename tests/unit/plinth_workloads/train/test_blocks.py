@@ -81,7 +81,8 @@ def test_adapters_beside_frozen_weights_get_the_same_gradients(mode, tmp_path):
 @pytest.mark.parametrize(("gpus", "attention"), [(0, IMPLEMENTATION), (1, "sdpa")])
 def test_attention_by_document_is_for_cpus(gpus, attention, tmp_path):
     model = make_model("llama")
-    prepare_blocks(model, make_train_run(tmp_path, compute={"perWorker": {"gpus": gpus}}, training={"compile": False}))
+    run = make_train_run(tmp_path, compute={"perWorker": {"gpus": gpus}}, training={"compile": False})
+    prepare_blocks(model, run, same_width=True)
     assert model.config._attn_implementation == attention
 
 

@@ -12,6 +12,7 @@ from plinth_workloads.models.load import load_for_inference
 from plinth_workloads.objectives.causal_lm import CausalLMLoss
 from plinth_workloads.train.checkpoint import _tensors, newest_checkpoint
 from plinth_workloads.train.export import export_model
+from plinth_workloads.train.pulse import Pulse
 from plinth_workloads.train.session import _measure, _measure_registered
 from training import ALONE, open_alone, weights_of
 
@@ -58,7 +59,7 @@ def test_it_is_better_than_its_base(tuned):
 def test_the_base_is_measured_as_it_was_before(tuned, base):
     _, session, _, _ = tuned
     model, _ = load_for_inference(f"file://{base}", tracking_uri="", cache_dir=base)
-    alone = _measure(session.run, ALONE, session.data, CausalLMLoss(model))
+    alone = _measure(session.run, ALONE, session.data, CausalLMLoss(model), Pulse())
     assert session.loop.state.evaluations["base"]["loss"] == pytest.approx(alone["loss"], rel=1e-6)
 
 

@@ -43,7 +43,7 @@ class LossesUntil(Losses):
 def batches_of(run, steps):
     """The input ids of some steps of the undisturbed run."""
     session, _ = open_alone(run)
-    ids = {step: session.loop._loader.next_step()[0].input_ids_BT for step in range(1, max(steps) + 1)}
+    ids = {step: session.loop._loader.next_step()[0].inputs["input_ids_BT"] for step in range(1, max(steps) + 1)}
     return [ids[step] for step in steps]
 
 
