@@ -13,6 +13,8 @@ from plinth_workloads.errors import UserError
 from plinth_workloads.objectives.span_denoising import sentinel_ids, span_lengths
 from training import open_alone, weights_of
 
+pytestmark = pytest.mark.integration
+
 NO_DROPOUT = {"dropout_rate": 0.0}
 LLAMA_ONLY = dict.fromkeys(("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"))
 

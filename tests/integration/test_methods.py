@@ -16,6 +16,8 @@ from plinth_workloads.train.pulse import Pulse
 from plinth_workloads.train.session import _measure, _measure_registered
 from training import ALONE, open_alone, weights_of
 
+pytestmark = pytest.mark.integration
+
 OWN_WEIGHTS = {
     "full": ("model.", "lm_head."),
     "lora": ("lora_A", "lora_B"),

@@ -2,11 +2,14 @@
 
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 
 from objective_runs import make_objective_run, validation_batches, write_docstrings
 from training import open_alone, write_jsonl
+
+pytestmark = pytest.mark.integration
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 

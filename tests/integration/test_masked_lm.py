@@ -12,6 +12,8 @@ from plinth_workloads.models.tokenizers import load_tokenizer, train_tokenizer
 from plinth_workloads.objectives.masked_lm import packed_first_position
 from training import open_alone, weights_of, write_jsonl
 
+pytestmark = pytest.mark.integration
+
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 

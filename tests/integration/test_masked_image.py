@@ -14,6 +14,8 @@ from plinth_workloads.objectives.masked_image import patch_positions
 from plinth_workloads.train.export import export_model
 from training import ALONE, open_alone, weights_of
 
+pytestmark = pytest.mark.integration
+
 
 def test_pixels_are_those_of_the_files(tmp_path):
     from sklearn.datasets import load_digits
