@@ -20,7 +20,7 @@ from plinth_workloads.data.loader import Batch, Draw
 from plinth_workloads.data.packing import EpochPlan, PieceRows, Segment
 from plinth_workloads.data.recipe import DataRecipe
 from plinth_workloads.data.token_store import IntArray, TokenizedDocument, TokenStore
-from plinth_workloads.objectives.objective import Objective
+from plinth_workloads.objectives.objective import MeasuredLoss, Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,17 +47,12 @@ class ContrastiveText(Objective):
         """Cross entropy of finding a text's partner among those of all pairs."""
         return ContrastiveLoss(model, self._temperature)
 
-    def sums(self, loss: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Loss, and how often the partner is the nearest text."""
-        assert isinstance(loss, ContrastiveLoss)
-        return loss.sums(**inputs)
-
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """Loss and accuracy: chance is one of the rows of a step."""
         return dict(means)
 
 
-class ContrastiveLoss(nn.Module):
+class ContrastiveLoss(MeasuredLoss):
     """A text model with the symmetric cross entropy over similarities, summed over this process's pairs.
 
     Text embeddings are means over tokens, of length one. The other texts are those of all processes: the loss does not
@@ -72,11 +67,7 @@ class ContrastiveLoss(nn.Module):
             # The mean does not go through it, and data parallelism waits for the gradient of whatever may move.
             pooler.requires_grad_(False)
 
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """The summed loss; arguments as in `sums`."""
-        return self.sums(**inputs)["loss"]
-
-    def sums(self, input_ids_2BT: Tensor, attention_mask_2BT: Tensor, is_pair_B: Tensor) -> dict[str, Tensor]:
+    def compute(self, input_ids_2BT: Tensor, attention_mask_2BT: Tensor, is_pair_B: Tensor) -> dict[str, Tensor]:
         """Loss and right answers, summed.
 
         Args:

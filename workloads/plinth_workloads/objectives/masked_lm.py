@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from plinth_api.objective_rules import NEXT_SENTENCE_METRIC
 from plinth_api.objectives import MaskedLM as Settings
@@ -22,7 +22,7 @@ from plinth_workloads.data.packing import ConcatenatedRows, EpochPlan, PieceRows
 from plinth_workloads.data.recipe import DataRecipe
 from plinth_workloads.data.token_store import IntArray, TokenizedDocument, TokenStore
 from plinth_workloads.errors import UserError
-from plinth_workloads.objectives.objective import Objective
+from plinth_workloads.objectives.objective import MeasuredLoss, Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,11 +81,6 @@ class MaskedLM(Objective):
         _check_positions(model, first_position, self.run.training.sequence_length)
         return MaskedLMLoss(model, first_position=first_position)
 
-    def sums(self, loss: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Loss of both tasks, loss of the tokens alone, and how many are right."""
-        assert isinstance(loss, MaskedLMLoss)
-        return loss.sums(**inputs)
-
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """Perplexity is that of the hidden tokens alone."""
         token_loss = {"loss": means["token_loss"]}
@@ -93,7 +88,7 @@ class MaskedLM(Objective):
         return {**super().metrics(token_loss), "loss": means["loss"], "accuracy": means["accuracy"], **named}
 
 
-class MaskedLMLoss(nn.Module):
+class MaskedLMLoss(MeasuredLoss):
     """An encoder with its losses, summed over the hidden tokens.
 
     A pair's loss counts as often as its row has hidden tokens, so that the mean over these is BERT's sum of two means.
@@ -110,11 +105,7 @@ class MaskedLMLoss(nn.Module):
         super().__init__()
         self.model, self._first_position = model, first_position
 
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """The summed loss; arguments as in `sums`."""
-        return self.sums(**inputs)["loss"]
-
-    def sums(
+    def compute(
         self,
         input_ids_BT: Tensor,
         position_ids_BT: Tensor,

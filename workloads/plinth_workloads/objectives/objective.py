@@ -5,7 +5,7 @@ A new objective is a file with a subclass of `Objective`, and a line in `by_name
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -55,8 +55,26 @@ class Objective(ABC):
 
     def sums(self, loss: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What evaluation adds up over batches, then divides by the targets; `loss` is in evaluation mode."""
-        return {"loss": loss(**inputs)}
+        return loss.sums(**inputs) if isinstance(loss, MeasuredLoss) else {"loss": loss(**inputs)}
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """The metrics that spec.evaluation.metrics may name, of what `sums` gave for each target."""
         return {**means, "perplexity": math.exp(min(means["loss"], 700.0))}
+
+
+class MeasuredLoss(nn.Module):
+    """A loss that evaluation asks for more than its sum.
+
+    Both ways into it, `forward` and `sums`, are known to sharding, which makes weights whole before them.
+    """
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """The loss summed over a batch's targets; arguments as in `compute`."""
+        return self.compute(**inputs)["loss"]
+
+    def sums(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """What evaluation adds up, `loss` among it; arguments as in `compute`."""
+        return self.compute(**inputs)
+
+    compute: Callable[..., dict[str, Tensor]]
+    """The sums of a batch; each loss names its own arguments."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from plinth_api.objectives import SpanDenoising as Settings
 from plinth_api.run import TrainRun
@@ -20,7 +20,7 @@ from plinth_workloads.data.packing import EpochPlan, PieceRows, Segment
 from plinth_workloads.data.recipe import DataRecipe
 from plinth_workloads.data.token_store import IntArray, TokenizedDocument, TokenStore
 from plinth_workloads.errors import UserError
-from plinth_workloads.objectives.objective import Objective
+from plinth_workloads.objectives.objective import MeasuredLoss, Objective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -62,24 +62,15 @@ class SpanDenoising(Objective):
         """Cross entropy of the spans."""
         return SpanDenoisingLoss(model)
 
-    def sums(self, loss: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Loss, and how many tokens of the spans are right, given those before."""
-        assert isinstance(loss, SpanDenoisingLoss)
-        return loss.sums(**inputs)
 
-
-class SpanDenoisingLoss(nn.Module):
+class SpanDenoisingLoss(MeasuredLoss):
     """An encoder-decoder with the cross entropy of what the decoder is to write, summed."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """The summed loss; arguments as in `sums`."""
-        return self.sums(**inputs)["loss"]
-
-    def sums(self, input_ids_BS: Tensor, attention_mask_BS: Tensor, labels_BT: Tensor) -> dict[str, Tensor]:
+    def compute(self, input_ids_BS: Tensor, attention_mask_BS: Tensor, labels_BT: Tensor) -> dict[str, Tensor]:
         """Loss and right answers, summed over the labels that are not IGNORED."""
         logits_BTV = self.model(
             input_ids=input_ids_BS,

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from plinth_api.run import TrainRun
@@ -54,7 +55,9 @@ def prepare_blocks(model: nn.Module, run: TrainRun, *, same_width: bool) -> None
         for block in blocks:
             block.forward = _recomputed(block, block.forward, options)
     if run.training.compile:
-        os.environ.setdefault(_CACHE_VARIABLE, str(Path(run.work_dir) / "cache" / "compiled"))
+        # torch writes its own default there when it is imported.
+        if os.environ.get(_CACHE_VARIABLE) in (None, default_cache_dir()):
+            os.environ[_CACHE_VARIABLE] = str(Path(run.work_dir) / "cache" / "compiled")
         for block in blocks:
             # Rows of mixed length would each be compiled anew; those of one width are faster with their sizes known.
             block.forward = torch.compile(block.forward, dynamic=None if same_width else True)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from plinth_api.run import TrainRun
 from plinth_workloads.errors import UserError
@@ -135,6 +135,8 @@ def shard_model(loss: nn.Module, run: TrainRun, workers: Workers) -> nn.Module:
     for block in transformer_blocks(loss):
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(loss, mesh=mesh, mp_policy=policy)
+    if hasattr(loss, "sums"):
+        register_fsdp_forward_method(loss, "sums")
     return loss
 
 
