@@ -125,8 +125,14 @@ def test_the_run_has_its_inputs_and_its_picture(demo):
     assert {item.path for item in client.list_artifacts(version.run_id)} >= {"model", "run.json", "loss.png"}
 
 
+def use_server(uri):
+    """A test before this one may have named another registry, which would go on being asked."""
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+
+
 def test_a_full_model_opens_with_transformers_and_with_mlflow(demo, tmp_path):
-    mlflow.set_tracking_uri(demo.uri)
+    use_server(demo.uri)
     folder = mlflow.artifacts.download_artifacts("models:/pycode-base@champion", dst_path=str(tmp_path))
     assert not list(Path(folder).rglob("*.bin"))
     assert not list(Path(folder).rglob("*.pkl"))
@@ -141,7 +147,7 @@ def test_a_full_model_opens_with_transformers_and_with_mlflow(demo, tmp_path):
 
 
 def test_an_adapter_opens_with_peft_and_finds_its_base_by_uri(demo, tmp_path):
-    mlflow.set_tracking_uri(demo.uri)
+    use_server(demo.uri)
     folder = mlflow.artifacts.download_artifacts(
         "models:/pycode-docstrings@champion", dst_path=str(tmp_path / "adapter")
     )
