@@ -20,7 +20,7 @@ demo: $(STAMP) ## Pretrain, fine-tune, evaluate, register, serve and ask: all on
 
 ##@ Tests
 .PHONY: test
-test: lint test-unit test-integration ## Everything that CI runs
+test: lint test-unit test-integration e2e ## Everything that CI runs
 
 .PHONY: test-unit
 test-unit: $(STAMP) ## The inner loop, under a minute

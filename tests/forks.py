@@ -80,7 +80,7 @@ class _FullDiskWriter(ShardWriter):
 
 def _tensors(session: Session) -> dict[str, torch.Tensor]:
     """Weights and optimizer state, whole; every worker calls this."""
-    parts = checkpoint._tensors(session.model, session.loop._optimizers)
+    parts = checkpoint.state_tensors(session.model, session.loop._optimizers)
     whole = {name: part.full_tensor() if isinstance(part, DTensor) else part for name, part in parts.items()}
     return {name: value.detach().clone().contiguous() for name, value in whole.items()}
 

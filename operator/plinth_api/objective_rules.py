@@ -110,6 +110,11 @@ def objective_problems(job: PretrainJob) -> Iterator[Problem]:
         )
     if facts.compares_rows:
         yield from _compared_rows_problems(job, name)
+    if job.spec.training.packing and not packs_rows(job):
+        reader = f"objective {name}" if not facts.packs else f"nextSentence of objective {name}"
+        yield Problem(
+            "spec.training.packing", f"{reader} has rows of its own, which hold no other example; leave it out"
+        )
 
 
 def _sources(job: PretrainJob) -> Iterator[tuple[str, DataSource]]:

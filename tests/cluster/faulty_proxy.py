@@ -27,7 +27,10 @@ NOT_FORWARDED = HOP_BY_HOP | {"accept-encoding"}
 
 REASONS = {409: "Conflict", 410: "Expired", 429: "TooManyRequests", 500: "InternalError", 503: "ServiceUnavailable"}
 
-Action = Literal["respond", "fail_after", "hold", "hold_after", "cut", "silence", "duplicate", "delay", "expire"]
+Action = Literal[
+    "respond", "fail_after", "hold", "hold_after", "cut", "silence", "duplicate", "delay", "withhold", "expire"
+]
+WATCH_ACTIONS = frozenset({"cut", "silence", "duplicate", "withhold", "expire"})
 
 
 @dataclass
@@ -38,7 +41,8 @@ class Rule:
     with `status` all the same; `hold` never asks the server and never answers, `hold_after` lets the server act and
     never answers; `delay` holds an answer, or every event of a watch, for `seconds`. For watches only:
     `cut` breaks the connection and `silence` says nothing more, both after `events` events; `duplicate` sends every
-    event twice; `expire` sends the error event of a resource version that is too old.
+    event twice; `withhold` keeps all events back until a request that matches `until` has come; `expire` sends the
+    error event of a resource version that is too old.
     """
 
     action: Action
@@ -47,11 +51,13 @@ class Rule:
     body: str = ""
     """A regular expression that matches anywhere in what is sent."""
     watch: bool | None = None
-    """True for watches only, False for all but them; `cut`, `silence`, `duplicate`, `expire` mean watches anyway."""
+    """True for watches only, False for all but them; what is for watches only means them anyway."""
     status: int = 500
     retry_after: int | None = None
     events: int = 0
     seconds: float = 0.0
+    until: str = ""
+    """A regular expression that may match anywhere in method, blank and path."""
     times: int | None = None
     """After so many requests the rule is spent; None is never."""
     hits: int = 0
@@ -62,7 +68,7 @@ class Rule:
         """Whether a request is meant; `path` is a regular expression that may match anywhere in path and query."""
         if self.times is not None and self.hits >= self.times:
             return False
-        wanted = True if self.action in ("cut", "silence", "duplicate", "expire") else self.watch
+        wanted = True if self.action in WATCH_ACTIONS else self.watch
         return (
             (self.method is None or self.method == method)
             and (wanted is None or wanted == is_watch)
@@ -215,12 +221,17 @@ class FaultyProxy:
                 return failure(entry, rule)
             return web.Response(body=body, status=answer.status, headers=forwarded(answer))
 
+    def _was_asked(self, pattern: str) -> bool:
+        return any(re.search(pattern, f"{entry.method} {entry.path}") for entry in self.log)
+
     async def _stream(
         self, request: web.Request, answer: aiohttp.ClientResponse, rule: Rule | None
     ) -> web.StreamResponse:
         response = web.StreamResponse(status=answer.status, headers=forwarded(answer))
         await response.prepare(request)
         with suppress(aiohttp.ClientError, ConnectionError):
+            while rule and rule.action == "withhold" and not self._was_asked(rule.until):
+                await asyncio.sleep(0.05)
             async for chunk in disturbed(answer, rule):
                 await response.write(chunk)
             if rule and rule.action == "cut" and request.transport is not None:

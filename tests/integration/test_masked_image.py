@@ -12,7 +12,8 @@ from plinth_workloads.data.packing import Segment
 from plinth_workloads.errors import UserError
 from plinth_workloads.objectives.masked_image import patch_positions
 from plinth_workloads.train.export import export_model
-from training import ALONE, open_alone, weights_of
+from training import ALONE, open_alone
+from training_laws import assert_passes_change_nothing, assert_stopping_changes_nothing
 
 pytestmark = pytest.mark.integration
 
@@ -101,29 +102,14 @@ def test_a_model_that_restores_no_patches_is_refused(tmp_path):
 
 def test_stopping_and_resuming_equals_never_stopping(tmp_path):
     spec = {"training": {"steps": 4}, "checkpoint": {"everySteps": 2}}
-    whole, all_losses = open_alone(make_image_run(tmp_path / "whole", **spec))
-    whole.loop.train()
-    run = make_image_run(tmp_path / "stopped", **spec)
-    first, _ = open_alone(run)
-    for _ in range(2):
-        first.loop.train_step()
-    first.loop.save()
-    second, losses = open_alone(run)
-    second.loop.train()
-    assert losses.by_step == {step: all_losses.by_step[step] for step in (3, 4)}
-    ours, theirs = weights_of(second), weights_of(whole)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_stopping_changes_nothing(tmp_path, lambda folder: make_image_run(folder, **spec))
 
 
 def test_the_size_of_a_pass_changes_nothing(tmp_path):
-    losses = []
-    for micro in (8, 2):
-        session, seen = open_alone(
-            make_image_run(tmp_path / str(micro), training={"microBatchSize": micro, "steps": 3})
-        )
-        session.loop.train()
-        losses.append(seen.by_step)
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    def make_run(folder, size):
+        return make_image_run(folder, training={"microBatchSize": size, "steps": 3})
+
+    assert_passes_change_nothing(tmp_path, make_run, tolerance=1e-5)
 
 
 def test_it_beats_an_even_grey_and_goes_on_from_what_it_saved(tmp_path):

@@ -10,7 +10,8 @@ from plinth_workloads.data.masking import Masker
 from plinth_workloads.errors import UserError
 from plinth_workloads.models.tokenizers import load_tokenizer, train_tokenizer
 from plinth_workloads.objectives.masked_lm import packed_first_position
-from training import open_alone, weights_of, write_jsonl
+from training import open_alone, write_jsonl
+from training_laws import assert_passes_change_nothing, assert_stopping_changes_nothing
 
 pytestmark = pytest.mark.integration
 
@@ -161,38 +162,20 @@ def test_next_sentences_need_an_architecture_with_a_head_for_them(tmp_path):
 @pytest.mark.parametrize("settings", [{}, {"nextSentence": True, "wholeWord": True}])
 def test_stopping_and_resuming_equals_never_stopping(tmp_path, settings):
     spec = {"settings": settings, "training": {"steps": 4}, "checkpoint": {"everySteps": 2}}
-    whole, all_losses = open_alone(make_objective_run(tmp_path / "whole", "maskedLM", architecture="bert", **spec))
-    whole.loop.train()
-    run = make_objective_run(tmp_path / "stopped", "maskedLM", architecture="bert", **spec)
-    first, _ = open_alone(run)
-    for _ in range(2):
-        first.loop.train_step()
-    first.loop.save()
-    second, losses = open_alone(run)
-    second.loop.train()
-    assert losses.by_step == {step: all_losses.by_step[step] for step in (3, 4)}
-    assert second.loop.state.evaluations["4"] == whole.loop.state.evaluations["4"]
-    ours, theirs = weights_of(second), weights_of(whole)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_stopping_changes_nothing(
+        tmp_path, lambda folder: make_objective_run(folder, "maskedLM", architecture="bert", **spec)
+    )
 
 
 @pytest.mark.parametrize("settings", [{}, {"nextSentence": True}])
 def test_the_size_of_a_pass_changes_nothing(tmp_path, settings):
-    losses = []
-    for micro in (8, 2):
-        session, seen = open_alone(
-            make_objective_run(
-                tmp_path / str(micro),
-                "maskedLM",
-                architecture="bert",
-                settings=settings,
-                model={"architecture": "bert", "config": NO_DROPOUT},
-                training={"microBatchSize": micro, "steps": 3},
-            )
-        )
-        session.loop.train()
-        losses.append(seen.by_step)
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    model = {"architecture": "bert", "config": NO_DROPOUT}
+
+    def make_run(folder, size):
+        spec = {"model": model, "training": {"microBatchSize": size, "steps": 3}}
+        return make_objective_run(folder, "maskedLM", architecture="bert", settings=settings, **spec)
+
+    assert_passes_change_nothing(tmp_path, make_run)
 
 
 def test_masks_change_with_the_epoch_and_not_in_evaluation(tmp_path):

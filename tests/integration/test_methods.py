@@ -10,11 +10,12 @@ from methods import METHODS, VIRTUAL_TOKEN_METHODS, make_code_model, make_method
 from plinth_workloads.errors import UserError
 from plinth_workloads.models.load import load_for_inference
 from plinth_workloads.objectives.causal_lm import CausalLMLoss
-from plinth_workloads.train.checkpoint import _tensors, newest_checkpoint
+from plinth_workloads.train.checkpoint import newest_checkpoint
 from plinth_workloads.train.export import export_model
 from plinth_workloads.train.pulse import Pulse
 from plinth_workloads.train.session import _measure, _measure_registered
 from training import ALONE, open_alone, weights_of
+from training_laws import assert_stopping_changes_nothing
 
 pytestmark = pytest.mark.integration
 
@@ -107,23 +108,7 @@ def test_peft_loads_the_exported_adapter_on_its_base(tuned, base):
 @pytest.mark.parametrize("method", METHODS)
 def test_stopping_and_resuming_equals_never_stopping(tmp_path, base, method):
     training = {"steps": 4, "sequenceLength": 32, "globalBatchSize": 2}
-    undisturbed, losses = open_alone(make_method_run(tmp_path / "undisturbed", base, method, training=training))
-    undisturbed.loop.train()
-    run = make_method_run(tmp_path / "stopped", base, method, training=training)
-    first, _ = open_alone(run)
-    for _ in range(2):
-        first.loop.train_step()
-    first.loop.save()
-    first.loop.train_step()  # lost with the process
-    second, resumed = open_alone(run)
-    assert second.loop.state.step == 2
-    second.loop.train()
-    assert resumed.by_step == {step: losses.by_step[step] for step in (3, 4)}
-    assert second.loop.state.evaluations == undisturbed.loop.state.evaluations
-    ours, theirs = (_tensors(session.model, session.loop._optimizers) for session in (second, undisturbed))
-    assert set(ours) == set(theirs)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert all(torch.equal(value, weights_of(undisturbed)[name]) for name, value in weights_of(second).items())
+    assert_stopping_changes_nothing(tmp_path, lambda folder: make_method_run(folder, base, method, training=training))
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "ia3"])

@@ -11,7 +11,8 @@ from plinth_workloads.data.loader import IGNORED
 from plinth_workloads.data.packing import Segment
 from plinth_workloads.errors import UserError
 from plinth_workloads.objectives.span_denoising import sentinel_ids, span_lengths
-from training import open_alone, weights_of
+from training import open_alone
+from training_laws import assert_passes_change_nothing, assert_stopping_changes_nothing
 
 pytestmark = pytest.mark.integration
 
@@ -92,35 +93,19 @@ def test_too_few_sentinels_are_refused_with_the_numbers(tmp_path):
 
 def test_stopping_and_resuming_equals_never_stopping(tmp_path):
     spec = {"training": {"steps": 4}, "checkpoint": {"everySteps": 2}}
-    whole, all_losses = open_alone(make_objective_run(tmp_path / "whole", "spanDenoising", architecture="t5", **spec))
-    whole.loop.train()
-    run = make_objective_run(tmp_path / "stopped", "spanDenoising", architecture="t5", **spec)
-    first, _ = open_alone(run)
-    for _ in range(2):
-        first.loop.train_step()
-    first.loop.save()
-    second, losses = open_alone(run)
-    second.loop.train()
-    assert losses.by_step == {step: all_losses.by_step[step] for step in (3, 4)}
-    ours, theirs = weights_of(second), weights_of(whole)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert_stopping_changes_nothing(
+        tmp_path, lambda folder: make_objective_run(folder, "spanDenoising", architecture="t5", **spec)
+    )
 
 
 def test_the_size_of_a_pass_changes_nothing(tmp_path):
-    losses = []
-    for micro in (8, 2):
-        session, seen = open_alone(
-            make_objective_run(
-                tmp_path / str(micro),
-                "spanDenoising",
-                architecture="t5",
-                model={"architecture": "t5", "config": {**TEXT_MODELS["t5"], **LLAMA_ONLY, **NO_DROPOUT}},
-                training={"microBatchSize": micro, "steps": 3},
-            )
-        )
-        session.loop.train()
-        losses.append(seen.by_step)
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    model = {"architecture": "t5", "config": {**TEXT_MODELS["t5"], **LLAMA_ONLY, **NO_DROPOUT}}
+
+    def make_run(folder, size):
+        spec = {"model": model, "training": {"microBatchSize": size, "steps": 3}}
+        return make_objective_run(folder, "spanDenoising", architecture="t5", **spec)
+
+    assert_passes_change_nothing(tmp_path, make_run)
 
 
 def test_it_beats_the_frequency_of_tokens(tmp_path):

@@ -125,7 +125,7 @@ class Checkpointer:
         if self._saves:
             self._saves[-1].result()
         document = json.dumps({**state, "step": step})
-        copies = self._buffers.copy(_tensors(model, optimizers))
+        copies = self._buffers.copy(state_tensors(model, optimizers))
         stall = time.perf_counter() - started
 
         def write() -> SavedCheckpoint:
@@ -162,7 +162,7 @@ class Checkpointer:
         Raises:
             UserError: CheckpointFailed where it does not fit the model.
         """
-        tensors = _tensors(model, optimizers)
+        tensors = state_tensors(model, optimizers)
         try:
             load_state_dict(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint.folder)))
         except (CheckpointException, RuntimeError, ValueError, KeyError, OSError) as error:
@@ -232,7 +232,7 @@ class Checkpointer:
             shutil.rmtree(old)
 
 
-def _tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+def state_tensors(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """The trainable weights and the optimizers' tensors, by name; loading writes into these very tensors."""
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     frozen_are_left_out = StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_dict=True)

@@ -9,9 +9,9 @@ from plinth_workloads.data.loader import Rows
 from plinth_workloads.data.packing import Segment
 from plinth_workloads.models.adapters import load_adapter, merged
 from plinth_workloads.models.load import load_model
-from plinth_workloads.train.checkpoint import _tensors
 from plinth_workloads.train.export import export_model
 from training import ALONE, make_train_run, make_tuning_run, open_alone, weights_of
+from training_laws import assert_stopping_changes_nothing
 
 WITH_DROPOUT = {"config": {"attention_dropout": 0.1}}
 
@@ -48,34 +48,9 @@ def test_another_seed_gives_other_losses(tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_stopping_and_resuming_equals_never_stopping(tmp_path, optimizer):
-    spec = {
-        "model": WITH_DROPOUT,
-        "training": {"steps": 12, "optimizer": {"name": optimizer}},
-        "checkpoint": {"everySteps": 5},
-    }
-    undisturbed, all_losses = open_alone(make_train_run(tmp_path / "undisturbed", **spec))
-    undisturbed.loop.train()
-
-    run = make_train_run(tmp_path / "stopped", **spec)
-    first, _ = open_alone(run)
-    for _ in range(5):
-        first.loop.train_step()
-    first.loop.save()
-    first.loop.train_step()  # lost with the process
-    second, losses = open_alone(run)
-    assert second.loop.state.step == 5
-    second.loop.train()
-
-    assert {step: all_losses.by_step[step] for step in range(6, 13)} == losses.by_step
-    assert second.loop._loader.state_dict() == undisturbed.loop._loader.state_dict()
-    assert (second.loop.state.step, second.loop.state.tokens) == (12, undisturbed.loop.state.tokens)
-    assert second.loop.state.evaluations["12"] == undisturbed.loop.state.evaluations["12"]
-    ours, theirs = weights_of(second), weights_of(undisturbed)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    ours = _tensors(second.model, second.loop._optimizers)
-    theirs = _tensors(undisturbed.model, undisturbed.loop._optimizers)
-    assert set(ours) == set(theirs)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    training = {"steps": 12, "optimizer": {"name": optimizer}}
+    spec = {"model": WITH_DROPOUT, "training": training, "checkpoint": {"everySteps": 5}}
+    assert_stopping_changes_nothing(tmp_path, lambda folder: make_train_run(folder, **spec), after=5)
 
 
 def test_gradient_accumulation_changes_nothing(tmp_path):
