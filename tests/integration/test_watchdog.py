@@ -128,24 +128,24 @@ def watchdog_in(folder, *, rank=0, world_size=1, **limits):
     return watchdog, ended
 
 
+def keeps_moving(watchdog, *, seconds):
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        watchdog.pulse.mark("computing the forward pass")
+        time.sleep(0.02)
+
+
 def test_what_moves_is_left_alone(tmp_path):
     watchdog, ended = watchdog_in(tmp_path, no_progress_seconds=1)
     watchdog.start()
     watchdog.pulse.finish_step()
-    until = time.monotonic() + 1.5
-    while time.monotonic() < until:
-        watchdog.pulse.mark("computing the forward pass")
-        time.sleep(0.02)
+    keeps_moving(watchdog, seconds=1.5)
     watchdog.stop()
     assert ended.codes == []
     (beat,) = HeartbeatFolder(tmp_path).read()
     assert beat.beat > 1
     assert beat.stuck_at == ""
-    assert told_failure_of(tmp_path) is None
-
-
-def told_failure_of(folder):
-    return HeartbeatFolder(folder).told()
+    assert HeartbeatFolder(tmp_path).told() is None
 
 
 def test_what_is_uploaded_after_the_last_step_is_left_alone(tmp_path):
@@ -171,10 +171,7 @@ def test_a_worker_waits_as_long_as_another_one_moves(tmp_path):
     for watchdog in (waits, moves):
         watchdog.start()
         watchdog.pulse.finish_step()
-    until = time.monotonic() + 2.5
-    while time.monotonic() < until:
-        moves.pulse.mark("computing the forward pass")
-        time.sleep(0.02)
+    keeps_moving(moves, seconds=2.5)
     stuck_at = [beat.stuck_at != "" for beat in HeartbeatFolder(tmp_path).read()]
     waits.pulse.finish_step()
     time.sleep(0.5)
