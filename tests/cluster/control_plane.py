@@ -14,6 +14,7 @@ import urllib.request
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cached_property, partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
@@ -318,12 +319,23 @@ class ControlPlane:
         """Apply CRDs, and wait until their objects can be created."""
         assert files, "no CRDs there"
         for path in files:
-            # As they are: parsing a megabyte of YAML in Python takes longer than all the rest.
-            target = f"{CRD_PATH}/{crd_name(path)}?fieldManager={FIELD_MANAGER}&force=true"
-            self.request("PATCH", target, path.read_bytes(), "application/apply-patch+yaml")
+            self._apply_crd(path)
         for path in files:
             name = crd_name(path)
             wait_until(partial(self._is_served, name), 60, f"{name} to be established")
+
+    def _apply_crd(self, path: Path) -> None:
+        # As it is: parsing a megabyte of YAML in Python takes longer than all the rest.
+        target = f"{CRD_PATH}/{crd_name(path)}?fieldManager={FIELD_MANAGER}&force=true"
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self.request("PATCH", target, path.read_bytes(), "application/apply-patch+yaml")
+            except urllib.error.HTTPError as error:
+                # A server that has just started does not always answer a megabyte in time where much else runs.
+                if error.code != HTTPStatus.GATEWAY_TIMEOUT or attempt == ATTEMPTS:
+                    raise
+            else:
+                return
 
     def _is_served(self, name: str) -> bool:
         # By discovery, which lists what is established: KubeRay's CRDs themselves are a megabyte to poll.
