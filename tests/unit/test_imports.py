@@ -8,6 +8,8 @@ import importlib.metadata
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -50,11 +52,16 @@ def environment_without(folder: Path, excluded: tuple[str, ...]) -> Path:
     return folder
 
 
+@cache
+def owners() -> Mapping[str, list[str]]:
+    """The distributions that brought each top-level name; every file of theirs is looked at."""
+    return importlib.metadata.packages_distributions()
+
+
 def entries_of(package: str) -> set[str]:
     """The top-level names that only the distributions of an importable package brought."""
-    owners = importlib.metadata.packages_distributions()
-    names = set(owners.get(package, ()))
-    return {entry for entry, distributions in owners.items() if set(distributions) <= names}
+    names = set(owners().get(package, ()))
+    return {entry for entry, distributions in owners().items() if set(distributions) <= names}
 
 
 def run_clean(site: Path, code: str) -> subprocess.CompletedProcess[str]:
