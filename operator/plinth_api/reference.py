@@ -140,7 +140,10 @@ def _type_text(schema: Schema, nested: type[BaseModel] | None) -> str:
         name = f"[{nested.__name__}](#{nested.__name__.lower()})" if nested.model_fields else "`{}`"
         return name if schema["type"] == "object" else f"list of {name}{_bounds(schema, 'Items')}"
     if "x-kubernetes-int-or-string" in schema:
-        return "quantity"
+        # A quantity has no greatest value; any other such field has one, and a word.
+        return (
+            f"integer{_bounds(schema, 'imum')}, or `{schema['pattern'][1:-1]}`" if "maximum" in schema else "quantity"
+        )
     if "x-kubernetes-preserve-unknown-fields" in schema:
         return "any object"
     if "enum" in schema:

@@ -213,8 +213,8 @@ def _resolve_training(job: Job) -> RunTraining:
         tokens=training.tokens,
         sequence_length=training.sequence_length,
         global_batch_size=training.global_batch_size,
-        micro_batch_size=training.micro_batch_size
-        or (worker_batch if facts_of(job).compares_rows else micro_batch_size(worker_batch, training.sequence_length)),
+        micro_batch_size=_rows_of_a_pass(job, worker_batch),
+        auto_micro_batch_size=training.micro_batch_size == "auto",
         learning_rate=training.learning_rate,
         schedule=training.schedule.name,
         warmup_steps=training.schedule.warmup_steps,
@@ -232,6 +232,15 @@ def _resolve_training(job: Job) -> RunTraining:
         activation_checkpointing=training.activation_checkpointing,
         seed=training.seed,
     )
+
+
+def _rows_of_a_pass(job: Job, worker_batch: int) -> int:
+    given = job.spec.training.micro_batch_size
+    if isinstance(given, int):
+        return given
+    if given == "auto" or facts_of(job).compares_rows:
+        return worker_batch
+    return micro_batch_size(worker_batch, job.spec.training.sequence_length)
 
 
 def micro_batch_size(worker_batch: int, sequence_length: int) -> int:

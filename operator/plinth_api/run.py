@@ -56,6 +56,9 @@ class RunTraining(ApiModel):
     sequence_length: int
     global_batch_size: int
     micro_batch_size: int
+    auto_micro_batch_size: bool = Field(
+        default=False, description="autoMicroBatchSize lets workers find a better microBatchSize, which is the most."
+    )
     learning_rate: float
     schedule: Literal["cosine", "linear", "constant", "wsd"]
     warmup_steps: int

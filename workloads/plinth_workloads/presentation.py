@@ -10,6 +10,7 @@ from plinth_api.parse import Job
 from plinth_workloads.local import Home, JobResult
 
 _LOG_EVERY_PERCENT = 10
+_GIB = 1024**3
 
 
 class JobProgress:
@@ -47,6 +48,11 @@ class JobProgress:
         match event["event"]:
             case "preparing":
                 self._describe("preparing data")
+            case "memory":
+                needed, room = event["needed"] / _GIB, event["room"] / _GIB
+                self._console.print(f"{self._name}: needs about {needed:.2f} of {room:.2f} GiB a worker", markup=False)
+            case "microBatchSize":
+                self._console.print(f"{self._name}: passes of {event['rows']} rows are best here", markup=False)
             case "started":
                 self._total = event["totalSteps"]
                 self._describe("training", total=self._total, completed=event["step"])

@@ -32,6 +32,7 @@ SAME_AS_DEFAULT = {
 
 SAMPLES: dict[str, Any] = {
     "spec.training.globalBatchSize": 16,
+    "spec.training.microBatchSize": "auto",
     "spec.training.packing": False,
     "spec.compute.workers": 4,
     "spec.compute.elastic.maxWorkers": 4,

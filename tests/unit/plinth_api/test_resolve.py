@@ -63,6 +63,7 @@ def test_defaults_of_pretraining_are_explicit():
             "sequenceLength": 64,
             "globalBatchSize": 8,
             "microBatchSize": 8,
+            "autoMicroBatchSize": False,
             "learningRate": 3e-4,
             "schedule": "cosine",
             "warmupSteps": 0,
@@ -260,7 +261,14 @@ def test_micro_batch_size(rows: int, length: int, size: int):
 
 
 def test_given_micro_batch_size_is_taken():
-    assert resolve(make_pretrain_job(training={"microBatchSize": 2})).training.micro_batch_size == 2
+    training = resolve(make_pretrain_job(training={"microBatchSize": 2})).training
+    assert (training.micro_batch_size, training.auto_micro_batch_size) == (2, False)
+
+
+def test_auto_micro_batch_size_is_left_to_the_workers_with_their_rows_as_the_most():
+    job = make_pretrain_job(training={"microBatchSize": "auto"}, compute={"workers": 2})
+    training = resolve(job).training
+    assert (training.micro_batch_size, training.auto_micro_batch_size) == (4, True)
 
 
 @pytest.mark.parametrize(
@@ -273,6 +281,7 @@ def test_given_micro_batch_size_is_taken():
         pytest.param({"workers": 4, "perWorker": {"gpus": 1}, "parallelism": {"replicate": 4}}, 1, 4, id="replicate"),
         pytest.param({"workers": 4, "parallelism": {"shard": 4}}, 4, 1, id="shard on CPUs"),
         pytest.param({"workers": 4, "parallelism": {"shard": 1, "replicate": 4}}, 1, 4, id="both"),
+        pytest.param({"workers": 4, "parallelism": {"replicate": 2}}, 2, 2, id="shards in copies"),
     ],
 )
 def test_workers(compute: Document, shard: int, replicate: int):

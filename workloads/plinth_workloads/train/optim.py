@@ -17,12 +17,8 @@ def build_optimizers(model: nn.Module, training: RunTraining) -> list[torch.opti
     Matrices are decayed; biases, norms and other vectors are not. With muon, hidden matrices go to Muon
     (https://kellerjordan.github.io/posts/muon/) with the step size matched to AdamW's, the rest to AdamW.
     """
-    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, _EMBEDDING_MODULES)}
-    output = getattr(model, "get_output_embeddings", lambda: None)()
-    if output is not None:
-        embeddings.add(id(output.weight))
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    hidden = [parameter for parameter in trainable if parameter.ndim == 2 and id(parameter) not in embeddings]
+    hidden = hidden_matrices(model)
     if training.optimizer == "adamw" or not hidden:
         return [_adamw(trainable, training)]
     taken = {id(parameter) for parameter in hidden}
@@ -30,6 +26,15 @@ def build_optimizers(model: nn.Module, training: RunTraining) -> list[torch.opti
         hidden, lr=training.learning_rate, weight_decay=training.weight_decay, adjust_lr_fn="match_rms_adamw"
     )
     return [muon, _adamw([parameter for parameter in trainable if id(parameter) not in taken], training)]
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The trainable matrices that are neither embeddings nor the head."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, _EMBEDDING_MODULES)}
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    if output is not None:
+        embeddings.add(id(output.weight))
+    return [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in embeddings]
 
 
 def _adamw(parameters: Sequence[nn.Parameter], training: RunTraining) -> torch.optim.AdamW:

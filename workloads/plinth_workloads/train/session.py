@@ -29,6 +29,7 @@ from plinth_workloads.train.blocks import prepare_blocks
 from plinth_workloads.train.checkpoint import Checkpointer, newest_checkpoint
 from plinth_workloads.train.export import export_model
 from plinth_workloads.train.failures import explained
+from plinth_workloads.train.fitting import expect_memory, with_fitting_passes
 from plinth_workloads.train.loop import Metrics, Reporter, TrainLoop
 from plinth_workloads.train.optim import build_optimizers
 from plinth_workloads.train.parallel import Workers, join_workers, replicate_loss, shard_model
@@ -141,7 +142,10 @@ def open_session(
     objective.check(model, data.tokenizer)
     loss = objective.loss(model, data.tokenizer)
     prepare_blocks(model, run, same_width=objective.recipe().cuts_documents)
-    wrapped = replicate_loss(shard_model(loss, run, workers), run, workers)
+    expected = expect_memory(run, workers, model, log)
+    sharded = shard_model(loss, run, workers)
+    run = with_fitting_passes(run, workers, data, sharded, expected, log)
+    wrapped = replicate_loss(sharded, run, workers)
     loop = _build_loop(run, workers, data, model, loss, wrapped, log, tracker, pulse)
     session = Session(run, workers, data, model, loss, loop, log, tracker)
     resume_newest(run, loop, workers, log)
