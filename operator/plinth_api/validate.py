@@ -55,12 +55,6 @@ def _parallelism_problems(compute: Compute, optimizer: str) -> Iterator[Problem]
             f"{sizes.shard} shards in {sizes.replicate} copies leave some of {workers} workers without a part; "
             f"leave replicate out, or set it to {workers // sizes.shard}",
         )
-    elif 1 < compute.shard_size() < workers:
-        yield Problem(
-            path,
-            f"not supported yet: {path} with {compute.shard_size()} shards among {workers} workers; "
-            f"set shard to 1 or to {workers}",
-        )
     elif compute.shard_size() > 1 and optimizer == "muon":
         yield Problem(
             "spec.training.optimizer.name",
@@ -78,7 +72,7 @@ def _batch_problems(job: Job) -> Iterator[Problem]:
             "spec.training.globalBatchSize",
             f"{training.global_batch_size} rows cannot be shared equally by {workers} workers; use {near}",
         )
-    elif training.micro_batch_size is not None and rows % training.micro_batch_size:
+    elif isinstance(training.micro_batch_size, int) and rows % training.micro_batch_size:
         yield Problem(
             "spec.training.microBatchSize",
             f"{training.micro_batch_size} does not divide the {rows} rows that one worker has in a step",

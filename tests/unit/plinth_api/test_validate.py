@@ -27,12 +27,6 @@ GATE = {"gate": [{"metric": "loss", "max": 3.0}]}
             id="workers without a part",
         ),
         pytest.param(
-            make_pretrain_job(compute={"workers": 4, "parallelism": {"replicate": 2}}),
-            "spec.compute.parallelism",
-            "not supported yet: spec.compute.parallelism with 2 shards among 4 workers; set shard to 1 or to 4",
-            id="shard and replicate together",
-        ),
-        pytest.param(
             make_pretrain_job(
                 compute={"workers": 2, "perWorker": {"gpus": 1}}, training={"optimizer": {"name": "muon"}}
             ),

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
 from plinth_api.run import TrainRun
@@ -124,12 +124,15 @@ def _control_group() -> dist.ProcessGroup:
 def shard_model(loss: nn.Module, run: TrainRun, workers: Workers) -> nn.Module:
     """Move a model in its loss to the device and, where the run shards, split it (FSDP2): each block, then the rest.
 
+    Where fewer workers hold a copy than there are, the copies' gradients are averaged as well (HSDP): neighbours by
+    rank, which share a machine, hold a copy together.
+
     The loss is the root, not the model: it uses the head's weight, which is whole only inside the root's forward pass.
     """
     loss.to(workers.device)
     if run.workers.shard == 1:
         return loss
-    mesh = init_device_mesh(workers.device.type, (workers.world_size,))
+    mesh = _mesh(run, workers)
     dtype = torch.bfloat16 if run.training.precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
     for block in transformer_blocks(loss):
@@ -138,6 +141,13 @@ def shard_model(loss: nn.Module, run: TrainRun, workers: Workers) -> nn.Module:
     if hasattr(loss, "sums"):
         register_fsdp_forward_method(loss, "sums")
     return loss
+
+
+def _mesh(run: TrainRun, workers: Workers) -> DeviceMesh:
+    kind, replicate, shard = workers.device.type, run.workers.replicate, run.workers.shard
+    if replicate == 1:
+        return init_device_mesh(kind, (shard,), mesh_dim_names=("shard",))
+    return init_device_mesh(kind, (replicate, shard), mesh_dim_names=("replicate", "shard"))
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
