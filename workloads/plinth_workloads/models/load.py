@@ -42,16 +42,7 @@ def load_for_training(
     """
     torch.manual_seed(run.training.seed)
     if base_folder is None:
-        assert run.model.architecture is not None
-        length = run.training.sequence_length
-        config = new_config(run.model.architecture, run.model.config, tokenizer, length, implied)
-        check_positions(config, run.training.sequence_length)
-        try:
-            model = model_class(auto_class).from_config(config)
-        except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
-            raise UserError(
-                "InvalidSpec", f"spec.model: no {run.model.architecture} can be made for {run.objective}: {error}"
-            ) from error
+        model = new_model(run, tokenizer, auto_class, implied)
     else:
         assert run.model.uri is not None
         model = load_model(
@@ -75,6 +66,29 @@ def load_for_training(
         assert run.model.uri is not None
         model = attach(model, run.method, tokenizer, run.model.uri, run.training.sequence_length)
     return model
+
+
+def new_model(
+    run: TrainRun,
+    tokenizer: "PreTrainedTokenizerBase",
+    auto_class: str = CAUSAL_LM,
+    implied: Mapping[str, Any] | None = None,
+) -> Any:
+    """A model with random weights on torch's default device; arguments as of `load_for_training`.
+
+    Raises:
+        UserError: InvalidSpec where its settings do not go together.
+    """
+    assert run.model.architecture is not None
+    length = run.training.sequence_length
+    config = new_config(run.model.architecture, run.model.config, tokenizer, length, implied)
+    check_positions(config, length)
+    try:
+        return model_class(auto_class).from_config(config)
+    except (ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
+        raise UserError(
+            "InvalidSpec", f"spec.model: no {run.model.architecture} can be made for {run.objective}: {error}"
+        ) from error
 
 
 def load_model(

@@ -1,16 +1,23 @@
 """Whether a run fits its workers, told before the first step; and how many rows of a pass are best where it asks.
 
-The glue between the estimate, the machine and the probe, so that a session has two calls.
+The glue between the estimate, the machine and the probe, so that a session has three calls.
 """
 
+import contextlib
 import logging
+import math
+from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from plinth_api.run import TrainRun
 from plinth_workloads.data.prepare import PreparedData, plan_training_epoch
 from plinth_workloads.errors import UserError
+from plinth_workloads.models.load import new_model
+from plinth_workloads.objectives.objective import Objective
 from plinth_workloads.train.memory import GIB, MemoryEstimate, estimate, refusal, shape_of, tokens_of_a_row, told
 from plinth_workloads.train.micro_batch import heaviest_rows, with_micro_batch_size
 from plinth_workloads.train.parallel import Workers
@@ -21,6 +28,47 @@ logger = logging.getLogger(__name__)
 
 _FILLED = 0.92
 """The part of the room that a probe fills; allocators leave gaps."""
+
+
+def expect_loading(run: TrainRun, workers: Workers, tokenizer: Any, start: Path | None, objective: Objective) -> None:
+    """Refuse a model that is too large to be loaded, before anything of it is: every worker holds it whole at first.
+
+    Args:
+        run: The run document.
+        workers: This process among the others; all of them call this together.
+        tokenizer: Of the data.
+        start: Folder of the model that the run starts from; None for random weights.
+        objective: Says from which class.
+
+    Raises:
+        UserError: InvalidSpec, in every process, where one of them has not the memory.
+    """
+    size = 4 * (_num_stored(start) if start is not None else _num_new(run, tokenizer, objective))
+    room = host_room()
+    fits = workers.gather(size <= room.size)
+    if not all(fits):
+        more = f"raise {room.raised_by}" if room.raised_by else "use machines with more memory"
+        raise UserError(
+            "InvalidSpec",
+            f"spec.model: its weights take {size / GIB:.2f} GiB in float32, and every worker loads them whole before "
+            f"they are sharded, but has {room.size / GIB:.2f} of {room.what}; {more}, or take a smaller model",
+        )
+
+
+def _num_stored(folder: Path) -> int:
+    """Elements of all tensors in a folder of safetensors, by the files' heads."""
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        # What is wrong with a file is told when it is loaded.
+        with contextlib.suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return count
+
+
+def _num_new(run: TrainRun, tokenizer: Any, objective: Objective) -> int:
+    with torch.device("meta"):
+        model = new_model(run, tokenizer, objective.auto_class, objective.implied_config(tokenizer))
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def expect_memory(run: TrainRun, workers: Workers, model: Any, log: ProgressLog | None) -> MemoryEstimate:

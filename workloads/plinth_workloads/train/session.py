@@ -29,7 +29,7 @@ from plinth_workloads.train.blocks import prepare_blocks
 from plinth_workloads.train.checkpoint import Checkpointer, newest_checkpoint
 from plinth_workloads.train.export import export_model
 from plinth_workloads.train.failures import explained
-from plinth_workloads.train.fitting import expect_memory, with_fitting_passes
+from plinth_workloads.train.fitting import expect_loading, expect_memory, with_fitting_passes
 from plinth_workloads.train.loop import Metrics, Reporter, TrainLoop
 from plinth_workloads.train.optim import build_optimizers
 from plinth_workloads.train.parallel import Workers, join_workers, replicate_loss, shard_model
@@ -138,6 +138,7 @@ def open_session(
     data = prepare_data(run, base_folder, objective.recipe())
     workers.barrier()
     start, implied = base_folder if run.model.uri else None, objective.implied_config(data.tokenizer)
+    expect_loading(run, workers, data.tokenizer, start, objective)
     model = load_for_training(run, data.tokenizer, start, objective.auto_class, implied)
     objective.check(model, data.tokenizer)
     loss = objective.loss(model, data.tokenizer)
