@@ -17,8 +17,9 @@ from plinth_workloads.train.optim import hidden_matrices
 from plinth_workloads.train.parallel import transformer_blocks
 
 GIB = 1024**3
-SURE_OF_ACTIVATIONS = 2 / 3
-"""The part of the estimated activations that a refusal counts on; the rest is the estimate's own uncertainty."""
+SURE_OF_ACTIVATIONS = {"causalLM": 2 / 3, "maskedLM": 2 / 3}
+"""The part of the estimated activations that a refusal counts on, by objective; the rest is the estimate's own
+uncertainty. None of it where a model does not compute all positions in all blocks: windows, stages, decoders."""
 
 _FP32, _BF16 = 4, 2
 _NORM_COPIES = 2
@@ -49,7 +50,7 @@ class ModelShape:
         hidden: Width of what goes from block to block.
         vocabulary: Rows of the output embeddings; 0 where the model predicts no tokens.
         head_moves: Whether the output embeddings are trained.
-        heads: Attention heads of all blocks.
+        heads: Attention heads of all blocks whose tokens see whole rows.
         unfused: Elements for each token that enter activation functions of several operations.
         eager: Whether attention keeps its scores on any device.
         drops_scores: Whether scores of attention are dropped out.
@@ -109,9 +110,9 @@ class MemoryEstimate:
         """All that is expected in the memory in which the run trains: the host's or a GPU's."""
         return self.state + self.of_a_pass + (self.saving if on_host else 0)
 
-    def certain(self, *, on_host: bool) -> int:
-        """What the run cannot do without."""
-        sure = self.state + round(SURE_OF_ACTIVATIONS * self.activations)
+    def certain(self, objective: str, *, on_host: bool) -> int:
+        """What a run of an objective cannot do without."""
+        sure = self.state + round(SURE_OF_ACTIVATIONS.get(objective, 0) * self.activations)
         return sure + (self.saving if on_host else 0)
 
     def described(self) -> str:
@@ -144,6 +145,8 @@ def shape_of(model: Any) -> ModelShape:
     parameters = list(model.parameters())
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     config = getattr(model.config, "get_text_config", lambda: model.config)()
+    # A list has the heads of each stage, whose attention is in windows.
+    heads = getattr(config, "num_attention_heads", 0)
     return ModelShape(
         parameters=_elements(parameters),
         trainable=_elements(trainable),
@@ -157,7 +160,7 @@ def shape_of(model: Any) -> ModelShape:
         hidden=getattr(config, "hidden_size", 0) or 0,
         vocabulary=0 if head_weight is None else int(head_weight.shape[0]),
         head_moves=head_weight is not None and head_weight.requires_grad,
-        heads=len(blocks) * (getattr(config, "num_attention_heads", 0) or 0),
+        heads=len(blocks) * heads if isinstance(heads, int) else 0,
         unfused=unfused * widest,
         eager=getattr(config, "_attn_implementation", None) == "eager",
         drops_scores=any(getattr(config, name, 0) for name in _DROPOUTS),
@@ -271,7 +274,7 @@ class Room:
 
 def refusal(found: MemoryEstimate, run: TrainRun, room: Room, *, rows: int, on_host: bool) -> str | None:
     """Why a run cannot fit and what to change, in one sentence; None where it may fit."""
-    certain = found.certain(on_host=on_host)
+    certain = found.certain(run.objective, on_host=on_host)
     if certain <= room.size:
         return None
     needed = found.needed(on_host=on_host)

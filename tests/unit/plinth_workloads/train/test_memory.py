@@ -133,6 +133,24 @@ def test_positions_of_a_row(objective, config, tokens):
     assert tokens_of_a_row(run, type("Config", (), config)()) == tokens
 
 
+def test_objectives_whose_models_leave_positions_out_are_refused_for_their_state_alone():
+    run = run_with().model_copy(update={"objective": "maskedImage"})
+    found = of(BILLION, rows=8)
+    room = Room(found.state, "the GPU's memory that is free", None)
+    assert refusal(found, run, room, rows=8, on_host=False) is None
+    assert refusal(found, run, replace(room, size=found.state - 1), rows=8, on_host=False) is not None
+
+
+def test_attention_in_windows_keeps_no_scores_of_whole_rows():
+    from transformers import AutoConfig, AutoModelForMaskedImageModeling
+
+    config = AutoConfig.for_model("swinv2", image_size=64, embed_dim=16, depths=[2, 2], num_heads=[1, 2], window_size=4)
+    with torch.device("meta"):
+        shape = shape_of(AutoModelForMaskedImageModeling.from_config(config))
+    assert (shape.heads, shape.eager) == (0, True)
+    assert shape.kept > 0
+
+
 def kept_bytes(session, batch):
     """Bytes of all tensors that autograd keeps for the backward pass, weights not counted."""
     weights = {weight.untyped_storage().data_ptr() for weight in session.loss.parameters()}
