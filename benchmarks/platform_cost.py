@@ -43,12 +43,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=100, help=f"of one run; the first {WARM_UP_STEPS} do not count")
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--inside", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.inside:
-        return run_where_a_node_can_be([sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], "--inside"])
-    with tempfile.TemporaryDirectory(prefix="platform-cost-") as folder, Node(Path(folder) / "node") as node:
-        release = Release(node, Path(folder) / "volumes")
+        # What pods have mounted goes away with the sandbox, and only then can the folder.
+        with tempfile.TemporaryDirectory(prefix="platform-cost-") as folder:
+            script = str(Path(__file__).resolve())
+            return run_where_a_node_can_be([sys.executable, script, *sys.argv[1:], f"--inside={folder}"])
+    with Node(arguments.inside / "node") as node:
+        release = Release(node, arguments.inside / "volumes")
         release.install()
         measure(release.team(f"team-{secrets.token_hex(2)}"), arguments.pairs, arguments.steps)
     return 0
