@@ -50,19 +50,40 @@ FACTS: Mapping[str, ObjectiveFacts] = {
     "maskedImage": ObjectiveFacts(
         metrics=("loss",), data_format=None, columns=frozenset({"image"}), packs=False, reads_images=True
     ),
+    "classification": ObjectiveFacts(
+        metrics=("loss", "accuracy", "macroF1"),
+        num_default_metrics=3,
+        data_format="labelled",
+        columns=frozenset({"text", "prompt", "completion", "label"}),
+        packs=False,
+    ),
+    "tokenClassification": ObjectiveFacts(
+        metrics=("loss", "accuracy", "macroF1", "entityF1"),
+        num_default_metrics=3,
+        data_format="labelled",
+        columns=frozenset({"text", "label"}),
+        packs=False,
+    ),
+    "embedding": ObjectiveFacts(
+        metrics=("loss", "accuracy", "mrr"),
+        num_default_metrics=3,
+        data_format="promptCompletion",
+        columns=frozenset({"prompt", "completion", "rejected"}),
+        packs=False,
+        compares_rows=True,
+    ),
 }
-"""The objectives that are supported, by their key."""
+"""The objectives that are supported, by their key, and the tasks of fine-tuning that have an objective of their own."""
 
 NEXT_SENTENCE_METRIC = "nextSentenceAccuracy"
 
 
 def objective_of(job: Job) -> tuple[str, dict[str, Any]]:
-    """Key and settings of what a job trains for; all tasks of fine-tuning train a causal language model."""
-    if not isinstance(job, PretrainJob):
-        return "causalLM", {}
-    objective = job.spec.objective
-    name, settings = next((name, value) for name, value in objective if value is not None)
-    return wire_name(type(objective), name), settings.to_wire()
+    """Key and settings of what a job trains for; a task that trains no objective of its own trains causalLM."""
+    chosen = job.spec.objective if isinstance(job, PretrainJob) else job.spec.task
+    field, settings = next((name, value) for name, value in chosen if value is not None)
+    name = wire_name(type(chosen), field)
+    return (name, settings.to_wire()) if isinstance(job, PretrainJob) or name in FACTS else ("causalLM", {})
 
 
 def facts_of(job: Job) -> ObjectiveFacts:
@@ -108,13 +129,7 @@ def objective_problems(job: PretrainJob) -> Iterator[Problem]:
         yield Problem(
             "spec.model.tokenizer", "is required for a new language model: {train: {vocabSize: 4096}} or {uri: ...}"
         )
-    if facts.compares_rows:
-        yield from _compared_rows_problems(job, name)
-    if job.spec.training.packing and not packs_rows(job):
-        reader = f"objective {name}" if not facts.packs else f"nextSentence of objective {name}"
-        yield Problem(
-            "spec.training.packing", f"{reader} has rows of its own, which hold no other example; leave it out"
-        )
+    yield from row_problems(job, f"objective {name}")
 
 
 def _sources(job: PretrainJob) -> Iterator[tuple[str, DataSource]]:
@@ -132,16 +147,24 @@ def _image_problems(job: PretrainJob, name: str) -> Iterator[Problem]:
         yield Problem("spec.training.tokens", f"objective {name} reads images; give steps or epochs")
 
 
-def _compared_rows_problems(job: PretrainJob, name: str) -> Iterator[Problem]:
-    training = job.spec.training
+def row_problems(job: Job, what: str) -> Iterator[Problem]:
+    """What contradicts the rows of a job, whose objective or task is `what` in words."""
+    facts, training = facts_of(job), job.spec.training
+    if training.packing and not packs_rows(job):
+        reader = what if not facts.packs else f"nextSentence of {what}"
+        yield Problem(
+            "spec.training.packing", f"{reader} has rows of its own, which hold no other example; leave it out"
+        )
+    if not facts.compares_rows:
+        return
     if training.global_batch_size < 2:
         yield Problem(
             "spec.training.globalBatchSize",
-            f"objective {name} tells a pair from the other pairs of the step; use at least 2",
+            f"{what} tells a pair from the other pairs of the step; use at least 2",
         )
     rows = training.global_batch_size // job.spec.compute.workers
     if training.micro_batch_size not in (None, rows):
         yield Problem(
             "spec.training.microBatchSize",
-            f"objective {name} compares all rows of a step, so a pass holds the {rows} rows of a worker; leave it out",
+            f"{what} compares all rows of a step, so a pass holds the {rows} rows of a worker; leave it out",
         )

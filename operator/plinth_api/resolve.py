@@ -37,6 +37,7 @@ from plinth_api.run import (
 )
 from plinth_api.run_tags import KIND, UID
 from plinth_api.support import unsupported_problems
+from plinth_api.task_rules import data_task
 from plinth_api.uris import is_registry_uri, mounted, pinned, registry_uri, scheme_of
 from plinth_api.validate import job_problems, service_problems
 
@@ -186,16 +187,13 @@ def _resolve_source(source: DataSource, settings: ResolveSettings) -> RunSource:
 def _resolve_data(job: Job, settings: ResolveSettings) -> RunData:
     data, validation = job.spec.data, job.spec.data.validation
     sources = validation.sources if validation and validation.sources else ()
-    task: Literal["pretrain", "completion", "instruction"] = "pretrain"
-    if isinstance(job, FineTuneJob):
-        task = "instruction" if job.spec.task.instruction else "completion"
     return RunData(
         train=tuple(_resolve_source(source, settings) for source in data.train),
         validation=tuple(_resolve_source(source, settings) for source in sources),
         validation_fraction=validation.fraction if validation else None,
         columns=data.columns.to_wire() if data.columns else {},
         format=job.spec.data.format if isinstance(job, FineTuneJob) else facts_of(job).data_format,
-        task=task,
+        task=data_task(job),
     )
 
 

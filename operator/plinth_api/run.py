@@ -34,7 +34,7 @@ class RunData(ApiModel):
     validation_fraction: float | None
     columns: dict[str, str]
     format: DataFormat | None
-    task: Literal["pretrain", "completion", "instruction"]
+    task: Literal["pretrain", "completion", "instruction", "classification", "tokenClassification", "embedding"]
 
 
 class RunModel(ApiModel):

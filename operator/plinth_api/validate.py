@@ -10,14 +10,21 @@ from plinth_api.model_service import ModelService
 from plinth_api.objective_rules import known_metrics, metrics_of, objective_problems
 from plinth_api.parse import Job
 from plinth_api.pretrain_job import PretrainJob
+from plinth_api.task_rules import task_of, task_problems
 from plinth_api.uris import holds_password, is_registry_uri, scheme_of
 
 MODEL_SCHEMES = frozenset({"hf", "models", "runs", "pvc", "file"})
 DATA_SCHEMES = frozenset({"hf", "pvc", "file", "s3", "gs", "abfs", "abfss", "http", "https"})
 CHECKPOINT_SCHEMES = frozenset({"pvc", "file"})
 
-KNOWN_FORMATS = frozenset({"chat", "text", "promptCompletion"})
-TASK_FORMATS = {"instruction": ("chat", "promptCompletion"), "completion": ("text", "promptCompletion")}
+KNOWN_FORMATS = frozenset({"chat", "text", "promptCompletion", "labelled"})
+TASK_FORMATS = {
+    "instruction": ("chat", "promptCompletion"),
+    "completion": ("text", "promptCompletion"),
+    "classification": ("labelled",),
+    "tokenClassification": ("labelled",),
+    "embedding": ("promptCompletion",),
+}
 
 
 _CLAIM = re.compile(r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/|$)")
@@ -165,7 +172,8 @@ def _pretrain_problems(job: PretrainJob) -> Iterator[Problem]:
 
 
 def _fine_tune_problems(job: FineTuneJob) -> Iterator[Problem]:
-    task = next(name for name, value in job.spec.task if value is not None)
+    task = task_of(job)
+    yield from task_problems(job)
     fitting, given = TASK_FORMATS.get(task), job.spec.data.format
     if fitting and given in KNOWN_FORMATS and given not in fitting:
         yield Problem("spec.data.format", f"{given} does not fit task {task}; use {' or '.join(fitting)}")

@@ -62,6 +62,7 @@ GIVEN: dict[str, Document] = {
     "spec.evaluation.gate[].by": {"spec.evaluation.gate[].betterThan": "models:/other/1"},
     "spec.scaling.minReplicas": {"spec.scaling.maxReplicas": 2},
     "spec.data.format=text": {"spec.task.completion": {}},
+    "spec.data.format=labelled": {"spec.task.classification": {}},
     "PretrainJob spec.data.columns.prompt": {"spec.objective.contrastiveText": {}},
     "PretrainJob spec.data.columns.completion": {"spec.objective.contrastiveText": {}},
     "PretrainJob spec.data.columns.image": {"spec.objective.maskedImage": {}, "spec.model.tokenizer": None},

@@ -196,7 +196,7 @@ def test_conflict_of_a_service():
 
 
 def test_format_of_a_task_to_come_is_no_conflict():
-    job = make_fine_tune_job(task={"instruction": None, "classification": {}}, data={"format": "text"})
+    job = make_fine_tune_job(task={"instruction": None, "reward": {}}, data={"format": "text"})
     with pytest.raises(InvalidSpec) as refusal:
         resolve_train_run(job, make_resolve_settings(), {})
-    assert [problem.path for problem in refusal.value.problems] == ["spec.task.classification"]
+    assert [problem.path for problem in refusal.value.problems] == ["spec.task.reward"]

@@ -92,7 +92,9 @@ def prepare_data(run: TrainRun, base_folder: Path | None, recipe: DataRecipe | N
         validation_documents = np.arange(validation.num_documents if validation else 0)
     if validation is not None and not _num_targets(validation, validation_documents):
         raise UserError("InvalidData", "the validation data is empty: raise its fraction, or give more documents")
-    return PreparedData(recipe, tokenizer, store, train_documents, validation, validation_documents)
+    data = PreparedData(recipe, tokenizer, store, train_documents, validation, validation_documents)
+    recipe.check(data)
+    return data
 
 
 def plan_training_epoch(run: TrainRun, data: PreparedData, epoch: int) -> EpochPlan:

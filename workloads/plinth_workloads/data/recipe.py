@@ -19,6 +19,8 @@ from plinth_workloads.models.tokenizers import load_tokenizer, train_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from plinth_workloads.data.prepare import PreparedData
+
 
 class DataRecipe:
     """Documents of tokens, packed into rows, with the token that follows as the label."""
@@ -74,6 +76,14 @@ class DataRecipe:
             UserError: InvalidData for an example that cannot be rendered.
         """
         return tokenize_examples(examples, tokenizer, as_chat=self.run.data.task == "instruction")
+
+    def check(self, data: "PreparedData") -> None:
+        """Refuse data that the objective cannot learn from or be measured on.
+
+        Raises:
+            UserError: InvalidData.
+        """
+        return
 
     def learns_something(self, document: TokenizedDocument) -> bool:
         """Whether a row holds a target of the document: one other than the first token, which is never predicted."""

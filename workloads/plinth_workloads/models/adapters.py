@@ -9,6 +9,8 @@ from torch import nn
 
 from plinth_api.adaptation import DoRA, LoRA, Method
 from plinth_workloads.errors import UserError
+from plinth_workloads.models.catalog import CAUSAL_LM
+from plinth_workloads.models.heads import adapter_scope
 from plinth_workloads.models.virtual_tokens import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -25,7 +27,12 @@ _LLAMA_TARGETS = ("k_proj", "v_proj", "down_proj")
 
 
 def attach(
-    model: "PreTrainedModel", method: Method, tokenizer: "PreTrainedTokenizerBase", base_uri: str, sequence_length: int
+    model: "PreTrainedModel",
+    method: Method,
+    tokenizer: "PreTrainedTokenizerBase",
+    base_uri: str,
+    sequence_length: int,
+    auto_class: str = CAUSAL_LM,
 ) -> Any:
     """A model whose only trainable weights are the method's.
 
@@ -35,6 +42,7 @@ def attach(
         tokenizer: Of the model.
         base_uri: The base model's registry URI, written into the adapter's configuration.
         sequence_length: Longest row.
+        auto_class: The transformers class of the model, which says what an adapter holds beside its own weights.
 
     Returns:
         A peft model around the base, or for prefix, prompt and promptEncoder the base itself with virtual tokens.
@@ -46,7 +54,8 @@ def attach(
 
     if method.num_virtual_tokens:
         return attach_virtual_tokens(model, method, tokenizer, base_uri, sequence_length)
-    config = _ia3_config(model) if method.ia3 else _lora_config(model, method)
+    scope = adapter_scope(model, auto_class)
+    config = _ia3_config(model, scope) if method.ia3 else _lora_config(model, method, scope)
     try:
         adapted = get_peft_model(model, config)
     except ValueError as error:
@@ -78,12 +87,16 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> Any:
     Raises:
         UserError: ModelLoadFailed where the adapter is for another model, or has no safetensors.
     """
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     if not (folder / ADAPTER_WEIGHTS).exists():
         raise UserError("ModelLoadFailed", f"{folder} has no {ADAPTER_WEIGHTS}; other formats are not loaded")
     try:
-        return PeftModel.from_pretrained(model, folder)
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        if not hasattr(model, "prepare_inputs_for_generation"):
+            # An adapter of a language model fits what stands below a head too, but peft's class for it generates.
+            config.task_type = None
+        return PeftModel.from_pretrained(model, folder, config=config)
     except (ValueError, RuntimeError, KeyError) as error:
         first = str(error).splitlines()[0]
         raise UserError("ModelLoadFailed", f"{folder}: the adapter does not fit the model: {first}") from error
@@ -101,8 +114,8 @@ def with_adapter(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
     return adapted
 
 
-def _lora_config(model: "PreTrainedModel", method: Method) -> Any:
-    """Peft's configuration of LoRA and DoRA.
+def _lora_config(model: "PreTrainedModel", method: Method, scope: dict[str, Any]) -> Any:
+    """Peft's configuration of LoRA and DoRA; `scope` is what follows from the head.
 
     Raises:
         UserError: InvalidSpec, with the names that there are, where the model lacks one that is asked for.
@@ -111,7 +124,7 @@ def _lora_config(model: "PreTrainedModel", method: Method) -> Any:
 
     lora: LoRA | DoRA | None = method.dora or method.lora
     assert lora is not None
-    linear = _linear_layers(model)
+    linear = _linear_layers(model, scope)
     targets: str | list[str] = lora.target_modules
     if targets == "all-linear":
         unknown = [] if linear else [lora.target_modules]
@@ -130,12 +143,14 @@ def _lora_config(model: "PreTrainedModel", method: Method) -> Any:
         lora_dropout=lora.dropout,
         target_modules=targets,
         use_dora=method.dora is not None,
-        task_type="CAUSAL_LM",
+        **scope,
     )
 
 
-def _ia3_config(model: "PreTrainedModel") -> Any:
+def _ia3_config(model: "PreTrainedModel", scope: dict[str, Any]) -> Any:
     """Peft's configuration of IA3: its own targets for an architecture that it knows, llama's where those exist.
+
+    `scope` is what follows from the head.
 
     Raises:
         UserError: InvalidSpec, with the names that there are, for any other architecture.
@@ -144,8 +159,8 @@ def _ia3_config(model: "PreTrainedModel") -> Any:
     from peft.utils import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 
     if model.config.model_type in TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING:
-        return IA3Config(task_type="CAUSAL_LM")
-    linear = _linear_layers(model)
+        return IA3Config(**scope)
+    linear = _linear_layers(model, scope)
     if not all(_named(name, linear) for name in _LLAMA_TARGETS):
         raise UserError(
             "InvalidSpec",
@@ -153,20 +168,21 @@ def _ia3_config(model: "PreTrainedModel") -> Any:
             f"{', '.join(_LLAMA_TARGETS)}, there are {_last_names(linear)}; use lora, whose targetModules may be any "
             "of these",
         )
-    return IA3Config(
-        task_type="CAUSAL_LM", target_modules=list(_LLAMA_TARGETS), feedforward_modules=[_LLAMA_TARGETS[-1]]
-    )
+    return IA3Config(target_modules=list(_LLAMA_TARGETS), feedforward_modules=[_LLAMA_TARGETS[-1]], **scope)
 
 
-def _linear_layers(model: "PreTrainedModel") -> list[str]:
-    """Names of the linear layers but the output's."""
+def _linear_layers(model: "PreTrainedModel", scope: dict[str, Any]) -> list[str]:
+    """Names of the linear layers but the output's and those that `scope` takes out."""
     from transformers.pytorch_utils import Conv1D
 
     output = model.get_output_embeddings()
+    others = [*(scope.get("modules_to_save") or ()), *(scope.get("exclude_modules") or ())]
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not output
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not output
+        and not any(name == other or name.startswith(f"{other}.") for other in others)
     ]
 
 

@@ -11,6 +11,7 @@ from plinth_workloads.errors import UserError
 from plinth_workloads.models.adapters import adapter_base_uri, attach, with_adapter
 from plinth_workloads.models.catalog import CAUSAL_LM, check_positions, model_class, new_config
 from plinth_workloads.models.fetch import fetch_model
+from plinth_workloads.models.heads import check_same_labels, labels_of
 from plinth_workloads.models.tokenizers import load_tokenizer
 from plinth_workloads.models.virtual_tokens import num_virtual_tokens
 
@@ -50,6 +51,7 @@ def load_for_training(
             run.model.uri,
             auto_class=auto_class,
             implied=implied,
+            new_head=True,
             tracking_uri=run.tracking.uri,
             cache_dir=Path(run.work_dir) / "cache",
         )
@@ -64,7 +66,7 @@ def load_for_training(
     model.config.use_cache = False
     if run.method.full is None:
         assert run.model.uri is not None
-        model = attach(model, run.method, tokenizer, run.model.uri, run.training.sequence_length)
+        model = attach(model, run.method, tokenizer, run.model.uri, run.training.sequence_length, auto_class)
     return model
 
 
@@ -97,22 +99,38 @@ def load_model(
     *,
     auto_class: str = CAUSAL_LM,
     implied: Mapping[str, Any] | None = None,
+    new_head: bool = False,
     tracking_uri: str,
     cache_dir: Path,
 ) -> "PreTrainedModel":
     """The model in a folder, in fp32; an adapter's base is fetched by the URI that it names, and takes it in.
 
+    Args:
+        folder: Of the model or adapter.
+        uri: What the user calls it; for messages.
+        auto_class: The transformers class with the head.
+        implied: Values of the configuration that are to hold.
+        new_head: Make the head anew where the model's own is for other labels, which is an error otherwise.
+        tracking_uri: Where an adapter's base is found.
+        cache_dir: Where it is kept.
+
+    Returns:
+        A model whose attribute `new_weights` names the weights that no file had.
+
     Raises:
-        UserError: ModelLoadFailed; ModelNotFound for a base that is gone.
+        UserError: ModelLoadFailed; ModelNotFound for a base that is gone; InvalidSpec for other labels than `implied`.
     """
     base_uri = adapter_base_uri(folder)
+    if not new_head:
+        check_same_labels(folder, uri, implied or {})
     if base_uri is not None:
         base_folder = fetch_model(base_uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
         base = load_model(
             base_folder,
             base_uri,
             auto_class=auto_class,
-            implied=implied,
+            implied={**labels_of(folder), **(implied or {})},
+            new_head=True,
             tracking_uri=tracking_uri,
             cache_dir=cache_dir,
         )
@@ -120,8 +138,12 @@ def load_model(
     if not list(folder.glob("*.safetensors")):
         raise UserError("ModelLoadFailed", f"{uri} has no *.safetensors; other formats of weights are not loaded")
     try:
-        model: PreTrainedModel = model_class(auto_class).from_pretrained(
+        model: PreTrainedModel
+        model, found = model_class(auto_class).from_pretrained(
             folder,
+            output_loading_info=True,
+            # Only a head that is made anew may have another size; any other weight that does not fit is an error.
+            ignore_mismatched_sizes=new_head and "id2label" in (implied or {}),
             dtype=torch.float32,
             use_safetensors=True,
             trust_remote_code=False,
@@ -135,6 +157,7 @@ def load_model(
         if type(error).__name__ != "SafetensorError":
             raise
         raise UserError("ModelLoadFailed", f"{uri} has a damaged safetensors file: {error}") from error
+    model.new_weights = frozenset([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
     return model
 
 

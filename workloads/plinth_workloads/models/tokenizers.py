@@ -84,3 +84,21 @@ def load_tokenizer(folder: Path, uri: str) -> "PreTrainedTokenizerBase":
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def put_marks(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Let a tokenizer that has marks for beginning and end put them around texts, here and wherever it is loaded.
+
+    One trained for masked language modelling here has them, and puts none by itself.
+    """
+    from tokenizers.processors import TemplateProcessing
+
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    if first is None or last is None or tokenizer("a")["input_ids"][0] == first:
+        return
+    cls, sep = tokenizer.cls_token, tokenizer.sep_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(cls, first), (sep, last)],
+    )

@@ -4,6 +4,7 @@ Shapes: B pairs of this process, N pairs of all processes, T tokens, D dimension
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ class ContrastiveText(Objective):
 
     def __init__(self, run: TrainRun) -> None:
         super().__init__(run)
-        self._temperature = Settings.model_validate(run.objective_settings).temperature
+        self.temperature = Settings.model_validate(run.objective_settings).temperature
 
     def recipe(self) -> DataRecipe:
         """Pairs of texts."""
@@ -45,7 +46,7 @@ class ContrastiveText(Objective):
 
     def loss(self, model: Any, tokenizer: Any) -> "ContrastiveLoss":
         """Cross entropy of finding a text's partner among those of all pairs."""
-        return ContrastiveLoss(model, self._temperature)
+        return ContrastiveLoss(model, self.temperature)
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """Loss and accuracy: chance is one of the rows of a step."""
@@ -61,7 +62,7 @@ class ContrastiveLoss(MeasuredLoss):
 
     def __init__(self, model: Any, temperature: float) -> None:
         super().__init__()
-        self.model, self._temperature = model, temperature
+        self.model, self.temperature = model, temperature
         pooler = getattr(model, "pooler", None)
         if isinstance(pooler, nn.Module):
             # The mean does not go through it, and data parallelism waits for the gradient of whatever may move.
@@ -75,20 +76,56 @@ class ContrastiveLoss(MeasuredLoss):
             attention_mask_2BT: 1 for tokens, 0 for padding.
             is_pair_B: False for padding, which is nobody's partner.
         """
-        hidden_2BTD = self.model(input_ids=input_ids_2BT, attention_mask=attention_mask_2BT).last_hidden_state
-        mask_2BT1 = attention_mask_2BT[..., None].float()
-        texts_2BD = F.normalize((hidden_2BTD.float() * mask_2BT1).sum(1) / mask_2BT1.sum(1), dim=-1)
-        first_BD, second_BD = texts_2BD.chunk(2)
-        rank, num_rows = _same_size(is_pair_B, self.training)
-        is_pair_N = _gathered(_filled(is_pair_B, num_rows))
-        mine_B = rank * num_rows + torch.arange(len(is_pair_B), device=is_pair_B.device)
+        first_BD, second_BD = self.embedded(input_ids_2BT, attention_mask_2BT).chunk(2)
+        pairs = Partners.of(is_pair_B, self.training)
         loss, right = torch.zeros((), device=first_BD.device), torch.zeros((), device=first_BD.device)
         for texts_BD, partners_BD in ((first_BD, second_BD), (second_BD, first_BD)):
-            partners_ND = _gathered(_filled(partners_BD, num_rows))
-            logits_BN = (texts_BD @ partners_ND.T / self._temperature).masked_fill(~is_pair_N, -torch.inf)
-            loss = loss + F.cross_entropy(logits_BN[is_pair_B], mine_B[is_pair_B], reduction="sum") / 2
-            right = right + (logits_BN.detach().argmax(-1) == mine_B)[is_pair_B].sum() / 2
+            logits_BN = pairs.masked(texts_BD @ pairs.gathered(partners_BD).T / self.temperature)
+            loss = loss + pairs.loss(logits_BN) / 2
+            right = right + (logits_BN.detach().argmax(-1) == pairs.mine_B)[is_pair_B].sum() / 2
         return {"loss": loss, "accuracy": right}
+
+    def embedded(self, input_ids_NT: Tensor, attention_mask_NT: Tensor) -> Tensor:
+        """The embeddings of texts, [N, D], of length one."""
+        hidden_NTD = self.model(input_ids=input_ids_NT, attention_mask=attention_mask_NT).last_hidden_state
+        mask_NT1 = attention_mask_NT[..., None].float()
+        return F.normalize((hidden_NTD.float() * mask_NT1).sum(1) / mask_NT1.sum(1), dim=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class Partners:
+    """Where this process's pairs are among those of all processes.
+
+    Attributes:
+        is_pair_B: False for padding, which is nobody's partner.
+        is_pair_N: The same of all processes.
+        mine_B: The place of each pair of this process among all.
+        num_rows: The most rows that a process has.
+    """
+
+    is_pair_B: Tensor
+    is_pair_N: Tensor
+    mine_B: Tensor
+    num_rows: int
+
+    @classmethod
+    def of(cls, is_pair_B: Tensor, training: bool) -> "Partners":
+        """Every process calls this with its own pairs; in training all have as many."""
+        rank, num_rows = _same_size(is_pair_B, training)
+        mine_B = rank * num_rows + torch.arange(len(is_pair_B), device=is_pair_B.device)
+        return cls(is_pair_B, _gathered(_filled(is_pair_B, num_rows)), mine_B, num_rows)
+
+    def gathered(self, rows_BD: Tensor) -> Tensor:
+        """The rows of all processes, [N, D]; gradients flow back to where each row is from."""
+        return _gathered(_filled(rows_BD, self.num_rows))
+
+    def masked(self, logits_BN: Tensor) -> Tensor:
+        """Similarities in which padding is found by nobody."""
+        return logits_BN.masked_fill(~self.is_pair_N, -torch.inf)
+
+    def loss(self, logits_BN: Tensor) -> Tensor:
+        """Cross entropy of each text's partner, summed; further candidates may follow behind the N of `masked`."""
+        return F.cross_entropy(logits_BN[self.is_pair_B], self.mine_B[self.is_pair_B], reduction="sum")
 
 
 class _Gather(torch.autograd.Function):

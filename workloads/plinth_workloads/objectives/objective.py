@@ -6,6 +6,7 @@ A new objective is a file with a subclass of `Objective`, and a line in `by_name
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -44,6 +45,10 @@ class Objective(ABC):
         Raises:
             UserError: InvalidSpec.
         """
+        return
+
+    def describe_adapter(self, model: Any, folder: Path) -> None:
+        """Write what an adapter's folder has to tell beside the adapter itself."""
         return
 
     @abstractmethod

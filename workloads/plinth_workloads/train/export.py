@@ -50,10 +50,12 @@ def export_model(run: TrainRun, model: nn.Module, tokenizer: Any, workers: Worke
         save_virtual_tokens(model, weights, folder)
     else:
         writable.save_pretrained(folder, state_dict=weights, safe_serialization=True)
+    objective = objective_of(run)
+    if is_adapter:
+        objective.describe_adapter(model, folder)
     if is_adapter and run.output.merge:
         _merge(run, folder)
     tokenizer.save_pretrained(folder)
-    objective = objective_of(run)
     if objective.pipeline_class is not None and (not is_adapter or run.output.merge):
         _write_mlmodel(folder, tokenizer, objective)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from label_runs import make_base
 from makers import merged
 from objective_runs import IMAGE_MODEL, TEXT_MODELS, write_digits, write_library
 from plinth_api.objective_rules import FACTS
@@ -20,7 +21,7 @@ DOCUMENTS = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```",
 
 
 def key_of(document):
-    (key,) = document["spec"]["objective"]
+    (key,) = document["spec"].get("objective") or document["spec"]["task"]
     return key
 
 
@@ -28,16 +29,52 @@ def test_every_objective_that_works_has_a_yaml():
     assert {key_of(document) for document in DOCUMENTS} == set(FACTS)
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """What FineTuneJobs start from."""
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=[document["metadata"]["name"] for document in DOCUMENTS])
-def test_a_yaml_of_the_page_trains_and_is_exported(tmp_path, document):
+def test_a_yaml_of_the_page_trains_and_is_exported(tmp_path, request, document):
     assert not job_problems(parse_resource(document))
-    run = resolve_train_run(parse_resource(at_tiny_size(document, tmp_path)), settings_in(tmp_path), {})
+    if document["kind"] == "FineTuneJob":
+        document = {**document, "spec": tuned_at_tiny_size(document, tmp_path, request.getfixturevalue("base"))}
+    else:
+        document = at_tiny_size(document, tmp_path)
+    run = resolve_train_run(parse_resource(document), settings_in(tmp_path), {})
     session, losses = open_alone(run)
     session.loop.train()
     assert set(losses.by_step) == {1, 2}
     assert set(losses.evaluations[2]) == set(run.evaluation.metrics)
     export_model(run, session.model, session.data.tokenizer, ALONE, tmp_path / "model")
-    assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "model").iterdir()}
+    weights = "model.safetensors" if run.method.full else "adapter_model.safetensors"
+    labels_or_whole = run.method.full or run.objective != "embedding"
+    written = {path.name for path in (tmp_path / "model").iterdir()}
+    assert {weights, *(["config.json"] if labels_or_whole else [])} <= written
+
+
+def tuned_at_tiny_size(document, folder, base):
+    data = {"train": [{"uri": f"file://{write_jsonl(folder / 'rows.jsonl', rows_for(document))}"}]}
+    training = {"steps": 2, "epochs": None, "sequenceLength": 32, "globalBatchSize": 4}
+    changes = {"model": {"uri": f"file://{base}"}, "data": data, "training": training}
+    return merged(document["spec"], changes)
+
+
+def rows_for(document):
+    columns = document["spec"]["data"].get("columns", {})
+    text, label = columns.get("text", "text"), columns.get("label", "label")
+    parity = ["even", "odd"]
+    match key_of(document):
+        case "classification" if document["spec"]["task"]["classification"]:
+            return [{text: f"word {at}", label: [parity[at % 2]]} for at in range(40)]
+        case "classification":
+            return [{text: f"word {at}", label: parity[at % 2]} for at in range(40)]
+        case "tokenClassification":
+            return [{text: ["word", f"{at}"], label: ["O", "B-number"]} for at in range(40)]
+        case "embedding":
+            names = [columns[key] for key in ("prompt", "completion", "rejected")]
+            return [dict(zip(names, (f"what is {at}", f"{at}", f"{at + 1}"), strict=True)) for at in range(40)]
 
 
 def at_tiny_size(document, folder):

@@ -1,0 +1,135 @@
+"""Tasks with heads and embeddings on real data: each beats a stated trivial baseline and obeys the laws of training."""
+
+import json
+import random
+
+import pytest
+
+from label_runs import kinds_of_tokens, lines_of_modules, majority_share, make_base, make_task_run
+from objective_runs import validation_batches, write_docstrings
+from training import open_alone
+from training_laws import assert_passes_change_nothing, assert_stopping_changes_nothing
+
+pytestmark = pytest.mark.integration
+
+CLASSIFICATION = {"classification": {}}
+WORDS = {"tokenClassification": {}}
+EMBEDDING = {"embedding": {"temperature": 0.1}}
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bases")
+    return {name: make_base(folder / name, name, steps=20) for name in ("bert", "llama")}
+
+
+def pairs(folder):
+    """Signatures as queries, docstrings as what answers them, and for some another docstring as what does not."""
+    rows = [json.loads(line) for line in write_docstrings(folder / "pairs.jsonl").read_text().splitlines()]
+    others = random.Random(0).sample(rows, len(rows))
+    return [
+        {"query": row["prompt"], "positive": row["completion"], "negative": other["completion"] if at % 2 else None}
+        for at, (row, other) in enumerate(zip(rows, others, strict=True))
+        if row["completion"] != other["completion"]
+    ]
+
+
+ROWS = {"classification": lambda folder: lines_of_modules(), "tokenClassification": lambda folder: kinds_of_tokens()}
+ROWS["embedding"] = pairs
+
+
+def rows_for(task, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    (name,) = task
+    return ROWS[name](folder)
+
+
+@pytest.mark.parametrize(
+    ("base", "method", "learning_rate"), [("llama", {"full": {}}, 5e-3), ("llama", {"lora": {"r": 8}}, 2e-2)]
+)
+def test_modules_are_told_apart_by_their_lines_better_than_by_the_most_frequent(
+    tmp_path, bases, base, method, learning_rate
+):
+    rows = lines_of_modules()
+    run = make_task_run(
+        tmp_path,
+        bases[base],
+        CLASSIFICATION,
+        rows,
+        method=method,
+        training={"steps": 60, "globalBatchSize": 16, "learningRate": learning_rate, "sequenceLength": 48},
+        evaluation={"everySteps": 60},
+    )
+    session, losses = open_alone(run)
+    session.loop.train()
+    found = losses.evaluations[60]
+    assert majority_share([row["label"] for row in rows]) == pytest.approx(1 / 3)
+    assert found["accuracy"] > 0.55
+    assert found["macroF1"] > 0.5
+
+
+def test_kinds_of_tokens_are_found_far_better_than_the_most_frequent(tmp_path, bases):
+    rows = kinds_of_tokens()
+    run = make_task_run(
+        tmp_path,
+        bases["bert"],
+        WORDS,
+        rows,
+        training={"steps": 60, "learningRate": 5e-3},
+        evaluation={"everySteps": 60, "metrics": ["loss", "accuracy", "macroF1", "entityF1"]},
+    )
+    session, losses = open_alone(run)
+    session.loop.train()
+    trivial = majority_share([label for row in rows for label in row["labels"]])
+    found = losses.evaluations[60]
+    assert trivial < 0.55
+    assert found["accuracy"] > 0.85 > trivial + 0.25
+    assert found["entityF1"] > 0.75
+
+
+def test_docstrings_are_found_by_signatures_far_more_often_than_by_chance(tmp_path, bases):
+    run = make_task_run(
+        tmp_path,
+        bases["bert"],
+        EMBEDDING,
+        rows_for(EMBEDDING, tmp_path),
+        training={"steps": 60, "globalBatchSize": 32, "sequenceLength": 32, "learningRate": 3e-3},
+        evaluation={"everySteps": 60, "gate": [{"metric": "mrr", "betterThan": "base"}]},
+    )
+    session, losses = open_alone(run)
+    session.loop.train()
+    sizes = [batch.num_targets for batch in validation_batches(session)]
+    chance = len(sizes) / sum(sizes)
+    assert losses.evaluations[60]["accuracy"] > 3 * chance
+    assert losses.evaluations[60]["mrr"] > losses.evaluations[60]["accuracy"]
+    assert losses.evaluations[60]["mrr"] > session.loop.state.evaluations["base"]["mrr"] + 0.05
+
+
+@pytest.mark.parametrize(
+    ("task", "base", "method"),
+    [
+        (CLASSIFICATION, "bert", {"lora": {"r": 2, "dropout": 0.1}}),
+        (WORDS, "llama", {"full": {}}),
+        (EMBEDDING, "bert", {"dora": {"r": 2}}),
+    ],
+    ids=["classification", "tokenClassification", "embedding"],
+)
+def test_stopping_changes_nothing(tmp_path, bases, task, base, method):
+    rows = rows_for(task, tmp_path)
+
+    def make_run(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        return make_task_run(folder, bases[base], task, rows, method={"lora": None, **method})
+
+    assert_stopping_changes_nothing(tmp_path, make_run)
+
+
+@pytest.mark.parametrize("task", [CLASSIFICATION, WORDS], ids=["classification", "tokenClassification"])
+def test_the_size_of_a_pass_changes_nothing(tmp_path, bases, task):
+    rows = rows_for(task, tmp_path)
+    assert_passes_change_nothing(
+        tmp_path,
+        lambda folder, size: make_task_run(
+            folder, bases["bert"], task, rows, training={"steps": 4, "microBatchSize": size, "sequenceLength": 64}
+        ),
+    )
