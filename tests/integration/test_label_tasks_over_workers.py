@@ -26,7 +26,7 @@ QUERIES = [
 ]
 CASES = {
     "classification": ("bert", {"classification": {}}, {"lora": {"r": 2}}, lines_of_modules(most=20)),
-    "tokenClassification": ("llama", {"tokenClassification": {}}, {"full": {}}, kinds_of_tokens(most=40)),
+    "tokenClassification": ("bert", {"tokenClassification": {}}, {"full": {}}, kinds_of_tokens(most=40)),
     "embedding": ("bert", {"embedding": {"temperature": 0.2}}, {"dora": {"r": 2}}, QUERIES),
 }
 
