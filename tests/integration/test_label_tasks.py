@@ -2,6 +2,7 @@
 
 import json
 import random
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,8 @@ from training_laws import assert_passes_change_nothing, assert_stopping_changes_
 
 pytestmark = pytest.mark.integration
 
-CLASSIFICATION = {"classification": {}}
-WORDS = {"tokenClassification": {}}
+CLASSIFICATION: dict[str, Any] = {"classification": {}}
+WORDS: dict[str, Any] = {"tokenClassification": {}}
 EMBEDDING = {"embedding": {"temperature": 0.1}}
 
 

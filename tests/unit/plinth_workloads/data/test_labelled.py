@@ -1,14 +1,16 @@
 """Labelled rows: which columns they are in, which labels there are, and what is said of rows that cannot be used."""
 
+from typing import Any
+
 import pytest
 
 from label_runs import make_task_run
 from plinth_workloads.data.labelled import find_labels, numbers_of, read_labelled
 from plinth_workloads.errors import UserError
 
-TEXTS = {"classification": {}}
+TEXTS: dict[str, Any] = {"classification": {}}
 SEVERAL = {"classification": {"multiLabel": True}}
-WORDS = {"tokenClassification": {}}
+WORDS: dict[str, Any] = {"tokenClassification": {}}
 
 
 def make_run(folder, task, rows, **spec):

@@ -1,6 +1,7 @@
 """classification: what a text becomes, what its loss and measures are, and what is trained, saved and loaded."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from plinth_workloads.objectives.by_name import objective_of
 from plinth_workloads.train.export import export_model
 from training import ALONE, open_alone, weights_of, write_jsonl
 
-TASK = {"classification": {}}
+TASK: dict[str, Any] = {"classification": {}}
 AUTO_CLASS = "AutoModelForSequenceClassification"
 PAIRS = [{"prompt": f"if {at}:", "completion": f"return {at}", "label": at % 2} for at in range(20)]
 SEVERAL = [{"text": f"word {at}", "label": ["even"] * (at % 2 == 0) + ["third"] * (at % 3 == 0)} for at in range(30)]

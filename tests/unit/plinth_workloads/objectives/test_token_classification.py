@@ -1,5 +1,7 @@
 """tokenClassification: which token has a word's label, what entities are, and what is trained, saved and loaded."""
 
+from typing import Any
+
 import pytest
 import torch
 from sklearn.metrics import f1_score
@@ -15,7 +17,7 @@ from plinth_workloads.objectives.token_classification import entities, first_tok
 from plinth_workloads.train.export import export_model
 from training import ALONE, open_alone
 
-TASK = {"tokenClassification": {}}
+TASK: dict[str, Any] = {"tokenClassification": {}}
 METRICS = {"metrics": ["loss", "accuracy", "macroF1", "entityF1"]}
 
 
