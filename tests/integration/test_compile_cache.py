@@ -1,4 +1,4 @@
-"""What one process has compiled, the next one finds."""
+"""What one process has compiled, the next one finds; and our own operation is one that can be compiled."""
 
 import json
 import subprocess
@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from plinth_workloads.models.attention import document_attention
 from torch_runs import ENVIRONMENT
 from training import make_train_run, open_alone, write_run
 
@@ -40,3 +42,10 @@ def test_a_second_attempt_compiles_nothing_and_both_train_as_uncompiled(tmp_path
         session.loop.train_step()
     for counted in (first, second):
         assert list(counted["losses"].values()) == pytest.approx(list(losses.by_step.values()), abs=1e-4)
+
+
+def test_the_operation_keeps_what_it_promises_to_autograd_and_the_compiler():
+    inputs = [torch.randn(2, 4, 12, 8, requires_grad=True) for _ in range(3)]
+    starts_BT = torch.zeros(2, 12, dtype=torch.uint8)
+    starts_BT[:, 0] = starts_BT[1, 7] = 1
+    torch.library.opcheck(document_attention, (*inputs, starts_BT, 0.5))

@@ -12,7 +12,6 @@ from plinth_workloads.models.attention import (
     IMPLEMENTATION,
     attend_within_documents,
     dense_mask,
-    document_attention,
     documents,
     starts_of_documents,
 )
@@ -163,13 +162,6 @@ def test_a_model_whose_numbers_would_change_goes_back_to_sdpa():
     model.forward = tells_the_attention
     assert not attend_within_documents(model)
     assert model.config._attn_implementation == "sdpa"
-
-
-def test_the_operation_keeps_what_it_promises_to_autograd_and_the_compiler():
-    inputs = [torch.randn(2, 4, 12, 8, requires_grad=True) for _ in range(3)]
-    starts_BT = torch.zeros(2, 12, dtype=torch.uint8)
-    starts_BT[:, 0] = starts_BT[1, 7] = 1
-    torch.library.opcheck(document_attention, (*inputs, starts_BT, 0.5))
 
 
 def test_a_window_that_rows_exceed_is_left_to_transformers():
