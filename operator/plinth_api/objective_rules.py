@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plinth_api.base import wire_name
-from plinth_api.common import DataSource
+from plinth_api.common import DataSource, ModelRef
 from plinth_api.errors import Problem
 from plinth_api.fine_tune_job import FineTuneJob
 from plinth_api.job import DataFormat
@@ -25,6 +25,8 @@ class ObjectiveFacts:
         packs: Whether several documents can share a row.
         compares_rows: Whether a row's loss depends on the other rows of the step, so that a pass must hold them all.
         reads_images: Whether examples are images, which have no tokens.
+        sequences_per_row: How many sequences of sequenceLength tokens a row has at most.
+        takes_virtual_tokens: Whether the model generates text, before which virtual tokens can stand.
     """
 
     metrics: tuple[str, ...] = ("loss", "perplexity")
@@ -34,6 +36,8 @@ class ObjectiveFacts:
     packs: bool = True
     compares_rows: bool = False
     reads_images: bool = False
+    sequences_per_row: int = 1
+    takes_virtual_tokens: bool = True
 
 
 FACTS: Mapping[str, ObjectiveFacts] = {
@@ -56,6 +60,7 @@ FACTS: Mapping[str, ObjectiveFacts] = {
         data_format="labelled",
         columns=frozenset({"text", "prompt", "completion", "label"}),
         packs=False,
+        takes_virtual_tokens=False,
     ),
     "tokenClassification": ObjectiveFacts(
         metrics=("loss", "accuracy", "macroF1", "entityF1"),
@@ -63,6 +68,7 @@ FACTS: Mapping[str, ObjectiveFacts] = {
         data_format="labelled",
         columns=frozenset({"text", "label"}),
         packs=False,
+        takes_virtual_tokens=False,
     ),
     "embedding": ObjectiveFacts(
         metrics=("loss", "accuracy", "mrr"),
@@ -71,6 +77,20 @@ FACTS: Mapping[str, ObjectiveFacts] = {
         columns=frozenset({"prompt", "completion", "rejected"}),
         packs=False,
         compares_rows=True,
+        takes_virtual_tokens=False,
+    ),
+    "preference": ObjectiveFacts(
+        metrics=("loss", "accuracy", "margin"),
+        num_default_metrics=3,
+        data_format="preference",
+        columns=frozenset({"prompt", "chosen", "rejected"}),
+        packs=False,
+        sequences_per_row=2,
+    ),
+    "distillation": ObjectiveFacts(
+        metrics=("loss", "perplexity", "kl"),
+        num_default_metrics=3,
+        columns=frozenset({"text", "messages", "prompt", "completion"}),
     ),
 }
 """The objectives that are supported, by their key, and the tasks of fine-tuning that have an objective of their own."""
@@ -89,6 +109,12 @@ def objective_of(job: Job) -> tuple[str, dict[str, Any]]:
 def facts_of(job: Job) -> ObjectiveFacts:
     """What follows from the objective of a job; one that is not supported yet counts as causalLM."""
     return FACTS.get(objective_of(job)[0], FACTS["causalLM"])
+
+
+def teacher_of(job: Job) -> ModelRef | None:
+    """The model that a job learns from; None where it learns from data alone."""
+    distillation = job.spec.task.distillation if isinstance(job, FineTuneJob) else None
+    return distillation.teacher if distillation else None
 
 
 def packs_rows(job: Job) -> bool:

@@ -14,7 +14,7 @@ from plinth_api.common import Compute, DataSource
 from plinth_api.errors import InvalidSpec, Problem
 from plinth_api.fine_tune_job import FineTuneJob
 from plinth_api.model_service import ModelService
-from plinth_api.objective_rules import facts_of, metrics_of, objective_of, packs_rows
+from plinth_api.objective_rules import facts_of, metrics_of, objective_of, packs_rows, teacher_of
 from plinth_api.parse import Job, Resource
 from plinth_api.pretrain_job import PretrainJob, PretrainModel
 from plinth_api.quantity import parse_quantity
@@ -84,6 +84,7 @@ def referenced_aliases(resource: Resource, registry_prefix: str) -> tuple[str, .
     if isinstance(resource, PretrainJob) and resource.spec.model.tokenizer:
         uris.append(resource.spec.model.tokenizer.uri or "")
     if not isinstance(resource, ModelService):
+        uris += [teacher.uri] if (teacher := teacher_of(resource)) else []
         uris += [rule.better_than or "" for rule in resource.spec.evaluation.gate or ()]
     registry = [registry_uri(uri, registry_prefix) for uri in uris if is_registry_uri(uri)]
     return tuple(dict.fromkeys(uri for uri in registry if "@" in uri))
@@ -104,6 +105,8 @@ def resolve_train_run(job: Job, settings: ResolveSettings, versions: Mapping[str
     if problems:
         raise InvalidSpec(*problems)
     objective, objective_settings = objective_of(job)
+    if teacher := teacher_of(job):
+        objective_settings["teacher"] = {"uri": _resolve_model_uri(teacher.uri, settings, versions)}
     run = TrainRun(
         kind=job.kind,
         name=job.metadata.name,
@@ -238,7 +241,7 @@ def _rows_of_a_pass(job: Job, worker_batch: int) -> int:
         return given
     if given == "auto" or facts_of(job).compares_rows:
         return worker_batch
-    return micro_batch_size(worker_batch, job.spec.training.sequence_length)
+    return micro_batch_size(worker_batch, job.spec.training.sequence_length * facts_of(job).sequences_per_row)
 
 
 def micro_batch_size(worker_batch: int, sequence_length: int) -> int:

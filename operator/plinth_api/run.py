@@ -26,6 +26,19 @@ class RunSource(ApiModel):
     split: str | None
 
 
+DataTask = Literal[
+    "pretrain",
+    "completion",
+    "instruction",
+    "preference",
+    "distillation",
+    "classification",
+    "tokenClassification",
+    "embedding",
+]
+"""How examples are read: a key of spec.task, or pretrain."""
+
+
 class RunData(ApiModel):
     """What to train on. Exactly one of the two kinds of validation is set, or none."""
 
@@ -34,7 +47,7 @@ class RunData(ApiModel):
     validation_fraction: float | None
     columns: dict[str, str]
     format: DataFormat | None
-    task: Literal["pretrain", "completion", "instruction", "classification", "tokenClassification", "embedding"]
+    task: DataTask
 
 
 class RunModel(ApiModel):
@@ -141,7 +154,7 @@ class TrainRun(ApiModel):
     kind: Literal["PretrainJob", "FineTuneJob"]
     name: str
     uid: str
-    objective: str = Field(description="objective is a key of spec.objective.")
+    objective: str = Field(description="objective is a key of spec.objective, or of spec.task.")
     objective_settings: dict[str, Any] = Field(
         default={}, description="objectiveSettings are what the job has below the key, with defaults."
     )

@@ -20,7 +20,6 @@ ABOVE_ONE = range(2, 65)
 
 _JOB_NOT_SUPPORTED: Mapping[str, Collection[object]] = {
     "spec.data.prepare": ANY,
-    "spec.data.columns.chosen": ANY,
     "spec.data.columns.audio": ANY,
     "spec.training.optimizer.name": {"adamw8bit"},
     "spec.training.precision": {"fp8"},
@@ -44,6 +43,7 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
         "spec.objective.sequenceModelling": ANY,
         "spec.data.columns.messages": ANY,
         "spec.data.columns.label": ANY,
+        "spec.data.columns.chosen": ANY,
         "spec.data.columns.rejected": ANY,
     },
     "FineTuneJob": {
@@ -51,13 +51,11 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
         "spec.data.train[].format": {"imageFolder", "webdataset"},
         "spec.data.validation.sources[].format": {"imageFolder", "webdataset"},
         "spec.data.columns.image": ANY,
-        "spec.task.preference": ANY,
+        "spec.task.preference.kto": ANY,
         "spec.task.reward": ANY,
         "spec.task.reinforcement": ANY,
-        "spec.task.distillation": ANY,
         "spec.method.qlora": ANY,
         "spec.method.adaptionPrompt": ANY,
-        "spec.data.format": {"preference"},
     },
     "ModelService": {
         "spec.adapters": ANY,
@@ -107,7 +105,7 @@ _CLUSTER_ONLY_JOB = (
 
 CLUSTER_ONLY: Mapping[str, Collection[str]] = {
     "PretrainJob": _CLUSTER_ONLY_JOB,
-    "FineTuneJob": _CLUSTER_ONLY_JOB,
+    "FineTuneJob": (*_CLUSTER_ONLY_JOB, "spec.task.distillation.teacher.secretRef"),
     "ModelService": (
         *_CLUSTER_ONLY_COMPUTE,
         "spec.compute.perReplica.memory",

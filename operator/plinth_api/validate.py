@@ -7,7 +7,7 @@ from plinth_api.common import Compute, GateRule, Parallelism
 from plinth_api.errors import Problem
 from plinth_api.fine_tune_job import FineTuneJob
 from plinth_api.model_service import ModelService
-from plinth_api.objective_rules import known_metrics, metrics_of, objective_problems
+from plinth_api.objective_rules import known_metrics, metrics_of, objective_problems, teacher_of
 from plinth_api.parse import Job
 from plinth_api.pretrain_job import PretrainJob
 from plinth_api.task_rules import task_of, task_problems
@@ -17,10 +17,12 @@ MODEL_SCHEMES = frozenset({"hf", "models", "runs", "pvc", "file"})
 DATA_SCHEMES = frozenset({"hf", "pvc", "file", "s3", "gs", "abfs", "abfss", "http", "https"})
 CHECKPOINT_SCHEMES = frozenset({"pvc", "file"})
 
-KNOWN_FORMATS = frozenset({"chat", "text", "promptCompletion", "labelled"})
+KNOWN_FORMATS = frozenset({"chat", "text", "promptCompletion", "preference", "labelled"})
 TASK_FORMATS = {
     "instruction": ("chat", "promptCompletion"),
     "completion": ("text", "promptCompletion"),
+    "preference": ("preference",),
+    "distillation": ("chat", "promptCompletion", "text"),
     "classification": ("labelled",),
     "tokenClassification": ("labelled",),
     "embedding": ("promptCompletion",),
@@ -134,6 +136,8 @@ def _uri_problems(job: Job) -> Iterator[Problem]:
             yield from _scheme_problems(path, maybe_uri, CHECKPOINT_SCHEMES)
     if job.spec.model.uri:
         yield from _model_uri_problems("spec.model.uri", job.spec.model.uri)
+    if teacher := teacher_of(job):
+        yield from _model_uri_problems("spec.task.distillation.teacher.uri", teacher.uri)
 
 
 def _model_uri_problems(path: str, uri: str) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ from typing import Any
 from plinth_api.base import SecretRef
 from plinth_api.common import EnvVar
 from plinth_api.model_service import ModelService
+from plinth_api.objective_rules import teacher_of
 from plinth_api.parse import Resource
 from plinth_operator.plan.paths import CACHE_DIR
 from plinth_operator.settings import Settings
@@ -74,6 +75,8 @@ def _secret_refs(resource: Resource) -> Iterator[SecretRef | None]:
     yield resource.spec.model.secret_ref
     if isinstance(resource, ModelService):
         return
+    teacher = teacher_of(resource)
+    yield teacher.secret_ref if teacher else None
     data = resource.spec.data
     yield from (source.secret_ref for source in data.train)
     if data.validation:

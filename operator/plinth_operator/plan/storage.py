@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from plinth_api.common import Volume
 from plinth_api.errors import Problem
 from plinth_api.model_service import ModelService
+from plinth_api.objective_rules import teacher_of
 from plinth_api.parse import Job, Resource
 from plinth_api.pretrain_job import PretrainJob
 from plinth_api.uris import local_path
@@ -102,6 +103,8 @@ def _job_uris(job: Job) -> Iterator[str]:
     if job.spec.data.validation:
         yield from (source.uri for source in job.spec.data.validation.sources or ())
     yield job.spec.model.uri or ""
+    if teacher := teacher_of(job):
+        yield teacher.uri
     if isinstance(job, PretrainJob) and job.spec.model.tokenizer:
         yield job.spec.model.tokenizer.uri or ""
     yield job.spec.checkpoint.uri or ""

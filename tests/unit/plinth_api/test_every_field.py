@@ -63,6 +63,7 @@ GIVEN: dict[str, Document] = {
     "spec.scaling.minReplicas": {"spec.scaling.maxReplicas": 2},
     "spec.data.format=text": {"spec.task.completion": {}},
     "spec.data.format=labelled": {"spec.task.classification": {}},
+    "spec.data.format=preference": {"spec.task.preference.dpo": {}},
     "PretrainJob spec.data.columns.prompt": {"spec.objective.contrastiveText": {}},
     "PretrainJob spec.data.columns.completion": {"spec.objective.contrastiveText": {}},
     "PretrainJob spec.data.columns.image": {"spec.objective.maskedImage": {}, "spec.model.tokenizer": None},

@@ -215,6 +215,24 @@ def test_aliases_that_must_be_known():
     ]
 
 
+def test_a_teacher_is_pinned_as_the_model_is():
+    teacher = {"uri": "models:/large@champion", "secretRef": {"name": "hub"}}
+    job = make_fine_tune_job(task={"instruction": None, "distillation": {"teacher": teacher, "alpha": 0.7}})
+    assert referenced_aliases(job, "a.") == ("models:/a.large@champion",)
+    versions = {"models:/a.large@champion": "models:/a.large/4"}
+    run = resolve_train_run(job, make_resolve_settings(registry_prefix="a."), versions)
+    assert (run.objective, run.data.task) == ("distillation", "distillation")
+    assert run.objective_settings == {"teacher": {"uri": "models:/a.large/4"}, "temperature": 1.0, "alpha": 0.7}
+    assert run.evaluation.metrics == ("loss", "perplexity", "kl")
+
+
+def test_a_row_of_a_preference_is_two_sequences():
+    dpo = {"instruction": None, "preference": {"dpo": {"beta": 0.2}}}
+    run = resolve(make_fine_tune_job(task=dpo, training={"sequenceLength": 4096}))
+    assert (run.objective, run.objective_settings) == ("preference", {"dpo": {"beta": 0.2}})
+    assert (run.data.task, run.training.packing, run.training.micro_batch_size) == ("preference", False, 2)
+
+
 def test_champion_and_base_are_left_to_the_workload():
     job = make_fine_tune_job(
         data={"validation": {"fraction": 0.1}},

@@ -170,6 +170,18 @@ GATE = {"gate": [{"metric": "loss", "max": 3.0}]}
             id="longer than the positions",
         ),
         pytest.param(
+            make_fine_tune_job(task={"instruction": None, "distillation": {"teacher": {"uri": "models:/large"}}}),
+            "spec.task.distillation.teacher.uri",
+            "models:/large must name a version or an alias: models:/<name>/<version> or models:/<name>@<alias>",
+            id="a teacher without version",
+        ),
+        pytest.param(
+            make_fine_tune_job(task={"instruction": None, "preference": {"dpo": {}}}, data={"format": "chat"}),
+            "spec.data.format",
+            "chat does not fit task preference; use preference",
+            id="chats without rejected answers",
+        ),
+        pytest.param(
             make_fine_tune_job(data={"format": "text"}),
             "spec.data.format",
             "text does not fit task instruction; use chat or promptCompletion",

@@ -45,7 +45,7 @@ def read_examples(rows: "Dataset", source: RunSource, data: RunData) -> Iterator
         UserError: InvalidData, with the source and the row, for a column that is missing or a value of a wrong type.
     """
     data_format = data.format or infer_format(rows.column_names, source.uri, data)
-    columns = {key: _column(key, rows.column_names, source.uri, data.columns) for key in _REQUIRED[data_format]}
+    columns = {key: column_of(key, rows.column_names, source.uri, data.columns) for key in _REQUIRED[data_format]}
     parse = _PARSERS[data_format]
     for number, row in enumerate(rows.select_columns(list(columns.values())), start=1):
         values = {key: row[column] for key, column in columns.items()}
@@ -65,10 +65,11 @@ def infer_format(column_names: Sequence[str], uri: str, data: RunData) -> DataFo
         "pretrain": ("text",),
         "instruction": ("chat", "promptCompletion"),
         "completion": ("promptCompletion", "text"),
+        "distillation": ("chat", "promptCompletion", "text"),
     }
     accepted = by_task[data.task]
     for data_format in accepted:
-        if all(_find_column(key, column_names, data.columns) for key in _REQUIRED[data_format]):
+        if all(find_column(key, column_names, data.columns) for key in _REQUIRED[data_format]):
             return data_format
     wanted = " or ".join(" and ".join(_REQUIRED[data_format]) for data_format in accepted)
     raise UserError(
@@ -78,13 +79,19 @@ def infer_format(column_names: Sequence[str], uri: str, data: RunData) -> DataFo
     )
 
 
-def _find_column(key: str, column_names: Sequence[str], given: Mapping[str, str]) -> str | None:
+def find_column(key: str, column_names: Sequence[str], given: Mapping[str, str]) -> str | None:
+    """The column that holds `key`: the one that the job names, or one with a usual name; None where there is none."""
     candidates = (given[key],) if key in given else _USUAL_NAMES.get(key, (key,))
     return next((name for name in candidates if name in column_names), None)
 
 
-def _column(key: str, column_names: Sequence[str], uri: str, given: Mapping[str, str]) -> str:
-    found = _find_column(key, column_names, given)
+def column_of(key: str, column_names: Sequence[str], uri: str, given: Mapping[str, str]) -> str:
+    """The column that holds `key`.
+
+    Raises:
+        UserError: InvalidData, with the columns that there are.
+    """
+    found = find_column(key, column_names, given)
     if found is None:
         raise UserError(
             "InvalidData",

@@ -75,7 +75,7 @@ class DataRecipe:
         Raises:
             UserError: InvalidData for an example that cannot be rendered.
         """
-        return tokenize_examples(examples, tokenizer, as_chat=self.run.data.task == "instruction")
+        return tokenize_examples(examples, tokenizer, as_chat=self.run.data.task in ("instruction", "distillation"))
 
     def check(self, data: "PreparedData") -> None:
         """Refuse data that the objective cannot learn from or be measured on.

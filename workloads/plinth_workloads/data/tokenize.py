@@ -36,10 +36,16 @@ def tokenize_examples(
     """
     remaining = iter(examples)
     while chunk := list(islice(remaining, _CHUNK)):
-        rendered = [_render(example, tokenizer, as_chat=as_chat) for example in chunk]
-        encoded = tokenizer([text for text, _ in rendered], add_special_tokens=False, return_offsets_mapping=True)
-        for (_, spans), ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            yield _document(ids, offsets, spans, tokenizer.eos_token_id)
+        yield from tokenize_rendered([_render(example, tokenizer, as_chat=as_chat) for example in chunk], tokenizer)
+
+
+def tokenize_rendered(
+    rendered: Sequence[tuple[str, Sequence[Span] | None]], tokenizer: "PreTrainedTokenizerBase"
+) -> Iterator[TokenizedDocument]:
+    """Token ids of each text, an end-of-text token last; targets are what touches its spans, None for all of it."""
+    encoded = tokenizer([text for text, _ in rendered], add_special_tokens=False, return_offsets_mapping=True)
+    for (_, spans), ids, offsets in zip(rendered, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        yield _document(ids, offsets, spans, tokenizer.eos_token_id)
 
 
 def _document(ids: list[int], offsets: Sequence[Span], spans: Sequence[Span] | None, eos: int) -> TokenizedDocument:
@@ -59,15 +65,20 @@ def _render(example: Example, tokenizer: "PreTrainedTokenizerBase", *, as_chat: 
     if example.text is not None:
         return example.text, None
     if example.messages:
-        return _render_chat(example.messages, tokenizer)
+        return render_chat(example.messages, tokenizer)
     if as_chat and tokenizer.chat_template:
         turns = [{"role": "user", "content": example.prompt}, {"role": "assistant", "content": example.completion}]
-        return _render_chat(turns, tokenizer)
+        return render_chat(turns, tokenizer)
     text = example.prompt + example.completion
     return text, [(len(example.prompt), len(text))]
 
 
-def _render_chat(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase") -> tuple[str, list[Span]]:
+def render_chat(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase") -> tuple[str, list[Span]]:
+    """A chat as one text, and which spans of it are the assistant's.
+
+    Raises:
+        UserError: InvalidData where the tokenizer's template cannot render it.
+    """
     if not tokenizer.chat_template:
         raise UserError(
             "InvalidData",

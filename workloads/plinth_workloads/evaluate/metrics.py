@@ -11,7 +11,7 @@ from plinth_workloads.data.loader import Batch
 from plinth_workloads.objectives.objective import Objective
 from plinth_workloads.train.parallel import Workers, autocast
 
-LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "kl"})
 
 
 @torch.no_grad()

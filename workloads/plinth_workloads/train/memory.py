@@ -33,6 +33,9 @@ _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 """How configurations spell dropout of attention, with which no kernel of a CPU does without the scores."""
 
 
+_TEXTS_OF_A_ROW = {"contrastiveText": 2, "preference": 2, "embedding": 3}
+
+
 @dataclass(frozen=True, slots=True)
 class ModelShape:
     """What of a model decides how much memory its training needs.
@@ -172,9 +175,9 @@ def _elements(parameters: Any) -> int:
 
 
 def tokens_of_a_row(run: TrainRun, config: Any) -> int:
-    """Positions that a model computes for one row: its tokens, those of both texts of a pair, or its patches."""
-    if run.objective == "contrastiveText":
-        return 2 * run.training.sequence_length
+    """Positions that a model computes for one row: its tokens, those of all texts of a row, or its patches."""
+    if run.objective in _TEXTS_OF_A_ROW:
+        return _TEXTS_OF_A_ROW[run.objective] * run.training.sequence_length
     if run.objective == "maskedImage":
         image, patch = (getattr(config, name, 0) for name in ("image_size", "patch_size"))
         if isinstance(image, int) and isinstance(patch, int) and patch:

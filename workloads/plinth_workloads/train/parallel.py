@@ -135,8 +135,10 @@ def shard_model(loss: nn.Module, run: TrainRun, workers: Workers) -> nn.Module:
     mesh = _mesh(run, workers)
     dtype = torch.bfloat16 if run.training.precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
-    for block in transformer_blocks(loss):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+    for part in loss.children():
+        # A teacher beside the model is split as well.
+        for block in transformer_blocks(part):
+            fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(loss, mesh=mesh, mp_policy=policy)
     if hasattr(loss, "sums"):
         register_fsdp_forward_method(loss, "sums")

@@ -35,6 +35,7 @@ from plinth_workloads.train.optim import build_optimizers
 from plinth_workloads.train.parallel import Workers, join_workers, replicate_loss, shard_model
 from plinth_workloads.train.progress import STOP_FILE, ProgressLog
 from plinth_workloads.train.pulse import Pulse
+from plinth_workloads.train.reference import keep_reference
 from plinth_workloads.train.reporting import (
     ProgressReporter,
     TrackingReporter,
@@ -145,6 +146,7 @@ def open_session(
     prepare_blocks(model, run, same_width=objective.recipe().cuts_documents)
     expected = expect_memory(run, workers, model, log)
     sharded = shard_model(loss, run, workers)
+    keep_reference(run, loss, data, workers, pulse)
     run = with_fitting_passes(run, workers, data, sharded, expected, log)
     wrapped = replicate_loss(sharded, run, workers)
     loop = _build_loop(run, workers, data, model, loss, wrapped, log, tracker, pulse)

@@ -30,6 +30,7 @@ SAMPLES: dict[str, Any] = {
     "spec.data.train[].secretRef": {"name": "bucket"},
     "spec.data.validation.sources[].secretRef": {"name": "bucket"},
     "spec.tracking.secretRef": {"name": "mlflow"},
+    "spec.task.distillation.teacher.secretRef": {"name": "teachers"},
     "spec.rollout.clusterChange": "Recreate",
     "spec.access.ingress": {"host": "a.example.com"},
 }
@@ -42,10 +43,13 @@ ELSEWHERE = {
 }
 """Cluster-only fields that no manifest shows, and what acts on them."""
 
-GIVEN = {
+GIVEN: dict[str, dict[str, Any]] = {
+    "spec.task.distillation.teacher.secretRef": {
+        "task": {"instruction": None, "distillation": {"teacher": {"uri": "hf://org/large"}}}
+    },
     "spec.data.validation.sources[].secretRef": {
         "data": {"validation": {"fraction": None, "sources": [{"uri": "file:///v"}]}}
-    }
+    },
 }
 """What must be there beside a field."""
 

@@ -245,6 +245,13 @@ def test_secrets_are_named_once_each_and_never_read():
         assert ray_container(template)["envFrom"] == [{"secretRef": {"name": name}} for name in names]
 
 
+def test_the_secret_of_a_teacher_is_named():
+    teacher = {"uri": "hf://org/large", "secretRef": {"name": "hub"}}
+    job = make("FineTuneJob", task={"instruction": None, "distillation": {"teacher": teacher}})
+    for template in (head_of(job), worker_of(job)):
+        assert ray_container(template)["envFrom"] == [{"secretRef": {"name": "hub"}}]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_who_names_no_credentials_of_mlflow_gets_those_of_the_namespace_where_it_has_some(kind: str):
     settings = SETTINGS.model_copy(update={"tracking_secret": "plinth-mlflow"})

@@ -45,6 +45,11 @@ def test_a_pretrain_job_needs_the_claims_of_all_its_uris():
     assert checkpoint_claim(job, SETTINGS) == "saved"
 
 
+def test_a_job_needs_the_claim_of_its_teacher():
+    teacher = {"instruction": None, "distillation": {"teacher": {"uri": "pvc://teachers/large"}}}
+    assert claims_of(make_fine_tune_job(task=teacher), SETTINGS) == ("default-storage", "teachers")
+
+
 def test_a_job_that_names_no_folder_for_checkpoints_needs_the_default_claim():
     job = make_fine_tune_job(model={"uri": "pvc://models/base"})
     assert claims_of(job, SETTINGS) == ("default-storage", "models")

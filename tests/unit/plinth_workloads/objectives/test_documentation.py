@@ -8,6 +8,7 @@ import yaml
 
 from label_runs import make_base
 from makers import merged
+from methods import make_code_model
 from objective_runs import IMAGE_MODEL, TEXT_MODELS, write_digits, write_library
 from plinth_api.objective_rules import FACTS
 from plinth_api.parse import parse_resource
@@ -30,16 +31,17 @@ def test_every_objective_that_works_has_a_yaml():
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
+def bases(tmp_path_factory):
     """What FineTuneJobs start from."""
-    return make_base(tmp_path_factory.mktemp("base"))
+    folder = tmp_path_factory.mktemp("base")
+    return {"encoder": make_base(folder), "language": make_code_model(folder / "language", steps=1)}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=[document["metadata"]["name"] for document in DOCUMENTS])
 def test_a_yaml_of_the_page_trains_and_is_exported(tmp_path, request, document):
     assert not job_problems(parse_resource(document))
     if document["kind"] == "FineTuneJob":
-        document = {**document, "spec": tuned_at_tiny_size(document, tmp_path, request.getfixturevalue("base"))}
+        document = {**document, "spec": tuned_at_tiny_size(document, tmp_path, request.getfixturevalue("bases"))}
     else:
         document = at_tiny_size(document, tmp_path)
     run = resolve_train_run(parse_resource(document), settings_in(tmp_path), {})
@@ -54,10 +56,13 @@ def test_a_yaml_of_the_page_trains_and_is_exported(tmp_path, request, document):
     assert {weights, *(["config.json"] if labels_or_whole else [])} <= written
 
 
-def tuned_at_tiny_size(document, folder, base):
+def tuned_at_tiny_size(document, folder, bases):
+    base = bases["language" if key_of(document) in ("preference", "distillation") else "encoder"]
     data = {"train": [{"uri": f"file://{write_jsonl(folder / 'rows.jsonl', rows_for(document))}"}]}
     training = {"steps": 2, "epochs": None, "sequenceLength": 32, "globalBatchSize": 4}
     changes = {"model": {"uri": f"file://{base}"}, "data": data, "training": training}
+    if key_of(document) == "distillation":
+        changes["task"] = {"distillation": {"teacher": {"uri": f"file://{base}"}}}
     return merged(document["spec"], changes)
 
 
@@ -75,6 +80,11 @@ def rows_for(document):
         case "embedding":
             names = [columns[key] for key in ("prompt", "completion", "rejected")]
             return [dict(zip(names, (f"what is {at}", f"{at}", f"{at + 1}"), strict=True)) for at in range(40)]
+        case "preference":
+            chosen, rejected = (columns.get(key, key) for key in ("chosen", "rejected"))
+            return [{"prompt": f"what is {at}?", chosen: f"{at}", rejected: f"{at + 1}"} for at in range(40)]
+        case "distillation":
+            return [{"text": f"the number {at} comes after {at - 1}"} for at in range(40)]
 
 
 def at_tiny_size(document, folder):
