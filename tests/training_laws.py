@@ -20,6 +20,8 @@ def assert_stopping_changes_nothing(folder: Path, make_run: MakeRun, *, after: i
     undisturbed.loop.train()
     run = make_run(folder / "stopped")
     first, _ = open_alone(run)
+    # As `train` does: a model that was loaded comes in evaluation mode, without dropout.
+    first.loss.train()
     for _ in range(after):
         first.loop.train_step()
     first.loop.save()

@@ -46,24 +46,30 @@ def rows_for(task, folder):
 
 
 @pytest.mark.parametrize(
-    ("base", "method", "learning_rate"), [("llama", {"full": {}}, 5e-3), ("llama", {"lora": {"r": 8}}, 2e-2)]
+    ("method", "steps", "learning_rate"), [({"full": {}}, 60, 5e-3), ({"lora": {"r": 16}}, 150, 3e-3)]
 )
 def test_modules_are_told_apart_by_their_lines_better_than_by_the_most_frequent(
-    tmp_path, bases, base, method, learning_rate
+    tmp_path, bases, method, steps, learning_rate
 ):
     rows = lines_of_modules()
     run = make_task_run(
         tmp_path,
-        bases[base],
+        bases["llama"],
         CLASSIFICATION,
         rows,
         method=method,
-        training={"steps": 60, "globalBatchSize": 16, "learningRate": learning_rate, "sequenceLength": 48},
-        evaluation={"everySteps": 60},
+        training={
+            "steps": steps,
+            "globalBatchSize": 16,
+            "learningRate": learning_rate,
+            "sequenceLength": 48,
+            "schedule": {"warmupSteps": 10},
+        },
+        evaluation={"everySteps": steps},
     )
     session, losses = open_alone(run)
     session.loop.train()
-    found = losses.evaluations[60]
+    found = losses.evaluations[steps]
     assert majority_share([row["label"] for row in rows]) == pytest.approx(1 / 3)
     assert found["accuracy"] > 0.55
     assert found["macroF1"] > 0.5
