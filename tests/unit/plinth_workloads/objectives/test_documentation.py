@@ -51,7 +51,7 @@ def test_a_yaml_of_the_page_trains_and_is_exported(tmp_path, request, document):
     assert set(losses.evaluations[2]) == set(run.evaluation.metrics)
     export_model(run, session.model, session.data.tokenizer, ALONE, tmp_path / "model")
     weights = "model.safetensors" if run.method.full else "adapter_model.safetensors"
-    labels_or_whole = run.method.full or run.objective != "embedding"
+    labels_or_whole = run.method.full or run.objective in ("classification", "tokenClassification")
     written = {path.name for path in (tmp_path / "model").iterdir()}
     assert {weights, *(["config.json"] if labels_or_whole else [])} <= written
 
