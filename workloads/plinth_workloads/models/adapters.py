@@ -111,6 +111,8 @@ def with_adapter(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
     if holds_virtual_tokens(folder) and (folder / ADAPTER_WEIGHTS).exists():
         return load_virtual_tokens(model, folder)
     adapted: PreTrainedModel = merged(load_adapter(model, folder))
+    # peft froze them, and a job that starts from the adapter may train all weights.
+    adapted.requires_grad_(True)
     return adapted
 
 

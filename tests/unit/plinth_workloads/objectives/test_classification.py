@@ -14,7 +14,7 @@ from plinth_workloads.errors import UserError
 from plinth_workloads.models.load import load_model
 from plinth_workloads.objectives.by_name import objective_of
 from plinth_workloads.train.export import export_model
-from training import ALONE, open_alone, weights_of, write_jsonl
+from training import ALONE, make_tuning_run, open_alone, weights_of, write_jsonl
 
 TASK: dict[str, Any] = {"classification": {}}
 AUTO_CLASS = "AutoModelForSequenceClassification"
@@ -226,3 +226,14 @@ def test_a_label_of_which_the_fraction_keeps_out_all_examples_is_refused(tmp_pat
         open_alone(make_task_run(tmp_path, bases["bert"], TASK, rows))
     assert error.value.reason == "InvalidData"
     assert "validation.fraction has kept out every example of " in error.value.message
+
+
+def test_a_classifier_starts_from_an_adapter_of_a_language_model(tmp_path, bases, rows):
+    tuned, _ = open_alone(make_tuning_run(tmp_path / "chat", bases["llama"], training={"learningRate": 1e-2}))
+    tuned.loop.train()
+    export_model(tuned.run, tuned.model, tuned.data.tokenizer, ALONE, tmp_path / "chat" / "model")
+    session, _ = open_alone(make_task_run(tmp_path / "labels", tmp_path / "chat" / "model", TASK, rows))
+    plain = load_model(bases["llama"], "base", tracking_uri="", cache_dir=tmp_path).model.layers[0].self_attn.q_proj
+    expected = tuned.model.merge_and_unload().model.layers[0].self_attn.q_proj.weight
+    torch.testing.assert_close(session.model.model.layers[0].self_attn.q_proj.weight, expected)
+    assert not torch.equal(plain.weight, expected)
