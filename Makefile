@@ -43,7 +43,7 @@ e2e-faults: $(STAMP) ## A real node: every fault, security, and Kueue
 	$(E2E) --with-kueue tests/e2e
 
 .PHONY: test-long
-test-long: $(STAMP) cluster-binaries ## What takes too long for CI: 200 random sequences of changes to resources
+test-long: $(STAMP) cluster-binaries ## What takes too long for CI: 200 random sequences of changes to resources, more that is compiled
 	$(BIN)/pytest -q --durations=10 tests/long
 
 .PHONY: cluster-binaries

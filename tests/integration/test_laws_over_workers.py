@@ -99,9 +99,3 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_the_checkpoint(alone
     assert f"the last good one is {good.folder}" in done.stderr
     assert newest_checkpoint(checkpoints) == good
     assert not list(checkpoints.glob("*.tmp"))
-
-
-def test_a_compiled_model_trains_as_it_does_uncompiled(tmp_path, alone):
-    run = make_train_run(tmp_path, training={"compile": True})
-    _, losses = train(run, tmp_path)
-    assert losses == pytest.approx(alone[1], abs=1e-4)

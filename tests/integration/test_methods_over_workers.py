@@ -71,13 +71,3 @@ def test_two_processes_train_and_export_what_one_does(folder, spread, alone, nam
     assert set(found) == set(expected)
     for tensor, value in expected.items():
         torch.testing.assert_close(found[tensor], value, rtol=0, atol=2e-5)
-
-
-def test_a_prefix_trains_compiled_as_it_does_uncompiled(tmp_path, base):
-    losses = {}
-    for compiled in (False, True):
-        training = {"steps": 3, "sequenceLength": 32, "compile": compiled}
-        session, seen = open_alone(make_method_run(tmp_path / str(compiled), base, "prefix", training=training))
-        session.loop.train()
-        losses[compiled] = seen.by_step
-    assert losses[True] == pytest.approx(losses[False], abs=1e-4)
