@@ -1,25 +1,13 @@
-"""Tuning by every method: a tiny llama that has read code of the standard library is to learn its manual's prose.
+"""Tuning by every method: a tiny llama that has read code of the standard library is to learn its manual's prose."""
 
-`torchrun tests/methods.py RUN_JSON...` trains runs one after another in the same processes, each of them twice: to the
-end, and again from the checkpoint before the last; each run's model is exported into `model` beside its document.
-"""
-
-import argparse
 import json.decoder
 import pydoc_data.topics
-import shutil
 import textwrap
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
 from plinth_api.run import TrainRun
-from plinth_workloads.train.checkpoint import newest_checkpoint
 from plinth_workloads.train.export import export_model
-from plinth_workloads.train.parallel import Workers, join_workers
-from plinth_workloads.train.session import open_session
 from training import ALONE, make_train_run, make_tuning_run, open_alone, write_jsonl
 
 METHODS: dict[str, tuple[dict[str, Any], float]] = {
@@ -68,37 +56,3 @@ def make_method_run(folder: Path, base: Path, method: str, **spec: Any) -> Train
     }
     training = {"steps": 30, "learningRate": learning_rate, **spec.pop("training", {})}
     return make_tuning_run(folder, base, **{**changes, "training": training, **spec})
-
-
-def train_and_resume(run: TrainRun, workers: Workers, folder: Path) -> None:
-    """Train to the end, forget the last checkpoint, go on from the one before, and export."""
-    open_session(run, workers, None, None).loop.train()
-    workers.barrier()
-    last = newest_checkpoint(Path(run.checkpoint.uri.removeprefix("file://")))
-    assert last is not None
-    workers.barrier()
-    if workers.is_first:
-        shutil.rmtree(last.folder)
-    workers.barrier()
-    session = open_session(run, workers, None, None)
-    assert 0 < session.loop.state.step < last.step
-    session.loop.train()
-    export_model(run, session.model, session.data.tokenizer, workers, folder / "model")
-    workers.barrier()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("runs", type=Path, nargs="+")
-    documents: list[Path] = parser.parse_args().runs
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    for document in documents:
-        run = TrainRun.model_validate_json(document.read_text())
-        with join_workers(run) as workers:
-            train_and_resume(run, workers, document.parent)
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()

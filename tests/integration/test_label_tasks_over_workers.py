@@ -1,17 +1,14 @@
 """Tasks with heads and embeddings over two processes, in copies and in shards: trained and exported as by one."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import methods
 from label_runs import kinds_of_tokens, lines_of_modules, make_base, make_task_run
 from plinth_workloads.train.export import export_model
-from torch_runs import ENVIRONMENT
+from spread_runs import train_all
 from training import ALONE, open_alone, write_run
 
 pytestmark = pytest.mark.integration
@@ -57,11 +54,7 @@ def spread(folder, bases):
         for name, compute in SPREADS.items()
         for case in CASES
     ]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, methods.__file__, *map(str, runs)], env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_all(runs, processes=2)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,16 +1,12 @@
-"""Every method trains over two processes, in copies and in shards, as it does in one; also resumed, also compiled."""
-
-import subprocess
-import sys
+"""Every method trains over two processes, in copies and in shards, as it does in one; also resumed."""
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import methods
 from methods import METHODS, make_code_model, make_method_run
 from plinth_workloads.train.export import export_model
-from torch_runs import ENVIRONMENT
+from spread_runs import train_all
 from training import ALONE, open_alone, write_run
 
 pytestmark = pytest.mark.integration
@@ -42,11 +38,7 @@ def spread(folder, base):
         for name, compute in SPREADS.items()
         for method in METHODS
     ]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*launcher, methods.__file__, *map(str, runs)], env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    train_all(runs, processes=2)
 
 
 @pytest.fixture(scope="module", params=METHODS)
