@@ -79,9 +79,14 @@ def infer_format(column_names: Sequence[str], uri: str, data: RunData) -> DataFo
     )
 
 
-def find_column(key: str, column_names: Sequence[str], given: Mapping[str, str]) -> str | None:
+def find_column(
+    key: str,
+    column_names: Sequence[str],
+    given: Mapping[str, str],
+    usual: Mapping[str, tuple[str, ...]] = _USUAL_NAMES,
+) -> str | None:
     """The column that holds `key`: the one that the job names, or one with a usual name; None where there is none."""
-    candidates = (given[key],) if key in given else _USUAL_NAMES.get(key, (key,))
+    candidates = (given[key],) if key in given else usual.get(key, (key,))
     return next((name for name in candidates if name in column_names), None)
 
 

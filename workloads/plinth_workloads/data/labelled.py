@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from plinth_api.run import RunSource, TrainRun
+from plinth_workloads.data.formats import find_column
 from plinth_workloads.data.sources import load_source
 from plinth_workloads.errors import UserError
 
@@ -132,10 +133,7 @@ class _WrongValueError(Exception):
 def _columns(names: Sequence[str], uri: str, run: TrainRun) -> dict[str, str]:
     """The columns to read, by their key in spec.data.columns."""
     usual, given = _USUAL_NAMES[run.data.task], run.data.columns
-    found = {
-        key: next((name for name in ((given[key],) if key in given else usual[key]) if name in names), None)
-        for key in usual
-    }
+    found = {key: find_column(key, names, given, usual) for key in usual}
     has_pair = bool(found.get("prompt") and found.get("completion"))
     # What the job names goes before what is only called as usual.
     wants_pair = has_pair and ("prompt" in given or "completion" in given or found["text"] is None)

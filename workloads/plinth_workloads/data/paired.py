@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from plinth_api.run import RunSource, TrainRun
+from plinth_workloads.data.formats import find_column
 from plinth_workloads.data.sources import load_source
 from plinth_workloads.errors import UserError
 
@@ -24,11 +25,11 @@ def read_pairs(source: RunSource, run: TrainRun, cache: Path) -> Iterator[tuple[
     rows = load_source(source, cache / "datasets")
     columns = {}
     for key, usual in _USUAL_NAMES.items():
-        names = (run.data.columns[key],) if key in run.data.columns else usual
-        found = next((name for name in names if name in rows.column_names), None)
+        found = find_column(key, rows.column_names, run.data.columns, _USUAL_NAMES)
         if found is not None:
             columns[key] = found
         elif key != "rejected" or key in run.data.columns:
+            names = (run.data.columns[key],) if key in run.data.columns else usual
             raise UserError(
                 "InvalidData",
                 f"{source.uri} has the columns {', '.join(rows.column_names)} and none of {', '.join(names)}; name the "

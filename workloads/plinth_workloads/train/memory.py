@@ -31,9 +31,8 @@ _SCORE_COPIES = 3
 """Scores of attention, as probabilities, as what dropout leaves of them, and its mask."""
 _DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
 """How configurations spell dropout of attention, with which no kernel of a CPU does without the scores."""
-
-
 _TEXTS_OF_A_ROW = {"contrastiveText": 2, "preference": 2, "embedding": 3}
+"""By objective, where a row has more than one text, each of at most `sequenceLength` tokens."""
 
 
 @dataclass(frozen=True, slots=True)

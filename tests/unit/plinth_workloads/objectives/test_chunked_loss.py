@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from made_tensors import MadeTensors
 from plinth_workloads.data.loader import IGNORED
 from plinth_workloads.objectives.causal_lm import CausalLMLoss
 from plinth_workloads.objectives.chunked_loss import LogitTransform, chunked_cross_entropy, logit_transform
@@ -113,20 +113,6 @@ def test_under_autocast_it_is_nearer_to_fp32_than_the_logits_of_bf16_are():
     assert abs(ours - exact) < 0.1 * abs(summed_in_bf16 - exact)
     ours.backward()
     assert head.weight.grad.dtype == torch.float32
-
-
-class MadeTensors(TorchDispatchMode):
-    """Remembers the shapes of the tensors that are made."""
-
-    def __init__(self):
-        super().__init__()
-        self.shapes = set()
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        made = function(*arguments, **(options or {}))
-        if isinstance(made, torch.Tensor) and not function.is_view:
-            self.shapes.add(tuple(made.shape))
-        return made
 
 
 @pytest.mark.parametrize("rank", [0, 4])

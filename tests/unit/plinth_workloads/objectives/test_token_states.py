@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from made_tensors import MadeTensors
 from plinth_workloads.data.loader import IGNORED
 from plinth_workloads.objectives.chunked_loss import logit_transform
 from plinth_workloads.objectives.token_states import row_log_probs, token_states
@@ -61,20 +61,6 @@ def test_a_rows_log_probability_is_the_plain_one_with_its_gradient(architecture,
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])
     for ours, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
-
-
-class MadeTensors(TorchDispatchMode):
-    """Remembers the shapes of the tensors that are made."""
-
-    def __init__(self):
-        super().__init__()
-        self.shapes = set()
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        made = function(*arguments, **(options or {}))
-        if isinstance(made, torch.Tensor) and not function.is_view:
-            self.shapes.add(tuple(made.shape))
-        return made
 
 
 def test_no_logits_are_more_than_a_chunk():
