@@ -29,7 +29,7 @@ test-unit: $(STAMP) ## The inner loop, under a minute
 # Files are handed out in the order of their names, so those that take long have early ones.
 .PHONY: test-integration
 test-integration: $(STAMP) cluster-binaries ## Real Ray, torchrun, MLflow, Kubernetes API and KubeRay; the main job in a short form
-	$(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 tests/integration
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 tests/integration
 
 # Root on Linux; where that is not so nothing runs, which is an error where CI is set.
 E2E := PYTHONPATH=tests $(BIN)/python -m cluster.e2e -q -s --durations=10
@@ -120,10 +120,13 @@ constraints: ## Compile constraints.txt, the tested set of versions, anew
 .PHONY: bench-train
 bench-train: $(STAMP) ## The loop's overhead, throughput, checkpoints, the loss's memory, and peers, written to benchmarks/results/
 	$(BIN)/python benchmarks/train_overhead.py
+	$(BIN)/python benchmarks/train_overhead.py --mlflow
 	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/checkpoint_stall.py
 	$(BIN)/python benchmarks/loss_memory.py
 	$(BIN)/python benchmarks/train_peers.py
+	$(BIN)/python benchmarks/tune_peers.py
+	$(BIN)/python benchmarks/training_table.py
 
 .PHONY: bench-operator
 bench-operator: $(STAMP) cluster-binaries ## The operator's speed, memory and writes with 1,000 jobs, half an hour (SHORT=1: a tenth, no record)

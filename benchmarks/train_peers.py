@@ -9,7 +9,6 @@ between them, which is less work than ours does. Trainer needs `accelerate`.
     python benchmarks/train_peers.py [--rounds 6] [--steps 5] [--sides ours bare trainer ours_compiled trainer_best]
 """
 
-import argparse
 import statistics
 import sys
 import sysconfig
@@ -21,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+from peers import ALONE, CPU, END, UNREACHED, Subject, parser, places, random_llama, steps_timed
 from plinth_api.parse import parse_resource
 from plinth_api.pretrain_job import PretrainJob
-from plinth_api.resolve import ResolveSettings, resolve_train_run
+from plinth_api.resolve import resolve_train_run
 from plinth_api.run import TrainRun
 from plinth_workloads.data.loader import BatchLoader, Rows
 from plinth_workloads.data.packing import ConcatenatedRows, shuffled_documents
@@ -36,14 +35,8 @@ from plinth_workloads.train.blocks import prepare_blocks
 from plinth_workloads.train.checkpoint import Checkpointer
 from plinth_workloads.train.loop import TrainLoop
 from plinth_workloads.train.optim import build_optimizers
-from plinth_workloads.train.parallel import Workers
 from record import spread, write_record
-
-_CPU = torch.device("cpu")
-_ALONE = Workers(0, 1, _CPU, control_group=None)
-_UNREACHED = 10_000_000
-_END = 0
-"""Id of the token that ends a document."""
+from turns import take_turns
 
 _BEST = {
     "torch_compile": True,
@@ -56,20 +49,6 @@ _BEST = {
 
 Block = Callable[[int], float]
 """Trains so many steps; returns the seconds that they took."""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """The model and the batch."""
-
-    hidden_size: int
-    layers: int
-    heads: int
-    mlp_size: int
-    vocab_size: int
-    sequence_length: int
-    rows_a_step: int
-    files: int
 
 
 FULL = Subject(384, 8, 6, 1024, 8192, 512, 8, 600)
@@ -93,31 +72,22 @@ class Data:
 
 def main() -> int:
     """Measure the sides in turns, print a table and, unless it was a try, write one record; the exit code."""
-    arguments = _parser().parse_args()
+    arguments = parser(__doc__, tuple(_SIDES)).parse_args()
     subject = TINY if arguments.tiny else FULL
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = _prepare(folder, subject)
         blocks = {side: _SIDES[side](folder / side, subject, data) for side in arguments.sides}
-        seconds = _take_turns(blocks, arguments.rounds, arguments.steps)
+        seconds = take_turns(blocks, arguments.rounds, arguments.steps)
     tokens = arguments.steps * subject.rows_a_step * subject.sequence_length
     figures = {side: _figures(seconds, side, tokens) for side in arguments.sides}
     sys.stdout.write(_table(figures))
     if not arguments.tiny:
         settings = {**asdict(subject), "steps_a_block": arguments.steps, "rounds": arguments.rounds, "best": _BEST}
         packages = ("torch", "transformers", "accelerate", "numpy")
-        path = write_record("train_peers", _CPU, {**settings, "precision": "fp32"}, figures, packages=packages)
+        path = write_record("train_peers", CPU, {**settings, "precision": "fp32"}, figures, packages=packages)
         sys.stdout.write(f"written to {path}\n")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", nargs="+", choices=tuple(_SIDES), default=list(_SIDES))
-    parser.add_argument("--rounds", type=int, default=6, help="blocks of each side that are measured; at least 2")
-    parser.add_argument("--steps", type=int, default=5, help="steps of a block")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the script; nothing is written")
-    return parser
 
 
 def _prepare(folder: Path, subject: Subject) -> Data:
@@ -128,32 +98,13 @@ def _prepare(folder: Path, subject: Subject) -> Data:
     texts = [path.read_text(encoding="utf-8", errors="ignore") for path in files]
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(texts, subject.vocab_size, special_tokens=["<end>"], show_progress=False)
-    documents = [TokenizedDocument([*tokenizer.encode(text).ids, _END]) for text in texts]
+    documents = [TokenizedDocument([*tokenizer.encode(text).ids, END]) for text in texts]
     write_token_store(folder / "tokens", [documents], subject.vocab_size)
     store = TokenStore(folder / "tokens")
     everything = np.arange(store.num_documents)
     drawn = shuffled_documents(everything, [1.0] * len(everything), 0, 0)
     plan = ConcatenatedRows(drawn, store.lengths, subject.sequence_length, seed=0)
-    return Data(store, plan, Rows(store, subject.sequence_length, pad_id=_END))
-
-
-def _model(subject: Subject) -> Any:
-    """The same random weights for every side."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        "llama",
-        vocab_size=subject.vocab_size,
-        hidden_size=subject.hidden_size,
-        num_hidden_layers=subject.layers,
-        num_attention_heads=subject.heads,
-        num_key_value_heads=subject.heads,
-        intermediate_size=subject.mlp_size,
-        max_position_embeddings=subject.sequence_length,
-        pad_token_id=_END,
-    )
-    return AutoModelForCausalLM.from_config(config).train()
+    return Data(store, plan, Rows(store, subject.sequence_length, pad_id=END))
 
 
 def _run_document(folder: Path, subject: Subject, compiled: bool) -> TrainRun:
@@ -167,7 +118,7 @@ def _run_document(folder: Path, subject: Subject, compiled: bool) -> TrainRun:
                 "model": {"architecture": "llama", "tokenizer": {"train": {}}},
                 "data": {"train": [{"uri": "file:///unread.jsonl"}]},
                 "training": {
-                    "steps": _UNREACHED,
+                    "steps": UNREACHED,
                     "sequenceLength": subject.sequence_length,
                     "globalBatchSize": subject.rows_a_step,
                     "microBatchSize": subject.rows_a_step,
@@ -178,10 +129,7 @@ def _run_document(folder: Path, subject: Subject, compiled: bool) -> TrainRun:
         }
     )
     assert isinstance(job, PretrainJob)
-    places = ResolveSettings(
-        uid="peers", volume_root=str(folder), checkpoint_root=str(folder), work_dir=str(folder), tracking_uri="unused"
-    )
-    return resolve_train_run(job, places, {})
+    return resolve_train_run(job, places(folder), {})
 
 
 def _loader(subject: Subject, data: Data) -> BatchLoader:
@@ -190,19 +138,19 @@ def _loader(subject: Subject, data: Data) -> BatchLoader:
 
 
 def _ours(folder: Path, subject: Subject, data: Data, *, compiled: bool = False) -> Block:
-    run, model = _run_document(folder, subject, compiled), _model(subject)
+    run, model = _run_document(folder, subject, compiled), random_llama(subject).train()
     loss: nn.Module = CausalLMLoss(model).train()
     prepare_blocks(model, run, same_width=True)
     loop = TrainLoop(
         run,
-        workers=_ALONE,
+        workers=ALONE,
         model=model,
         loss=loss,
         optimizers=build_optimizers(model, run.training),
         loader=_loader(subject, data),
-        checkpointer=Checkpointer(folder / "checkpoints", 1, _ALONE),
+        checkpointer=Checkpointer(folder / "checkpoints", 1, ALONE),
         evaluate=None,
-        num_steps=_UNREACHED,
+        num_steps=UNREACHED,
         fingerprint=data.store.fingerprint,
     )
 
@@ -220,7 +168,7 @@ def _ours_compiled(folder: Path, subject: Subject, data: Data) -> Block:
 
 
 def _bare(folder: Path, subject: Subject, data: Data) -> Block:
-    run, model = _run_document(folder, subject, compiled=False), _model(subject)
+    run, model = _run_document(folder, subject, compiled=False), random_llama(subject).train()
     loss: nn.Module = CausalLMLoss(model).train()
     prepare_blocks(model, run, same_width=True)
     optimizers, loader = build_optimizers(model, run.training), _loader(subject, data)
@@ -240,22 +188,9 @@ def _bare(folder: Path, subject: Subject, data: Data) -> Block:
 
 
 def _trainer(folder: Path, subject: Subject, data: Data, **settings: Any) -> Block:
-    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+    from transformers import PrinterCallback, Trainer, TrainingArguments
 
-    class Steps(TrainerCallback):  # type: ignore[misc]
-        """When steps began; what Trainer does before its first step is not counted, as ours is ready too."""
-
-        def __init__(self) -> None:
-            self.began: list[float] = []
-            self.ended = 0.0
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            self.began.append(time.perf_counter())
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            self.ended = time.perf_counter()
-
-    model, examples = _model(subject), data.as_examples()
+    model, examples = random_llama(subject).train(), data.as_examples()
 
     def block(steps: int) -> float:
         arguments = TrainingArguments(
@@ -267,11 +202,12 @@ def _trainer(folder: Path, subject: Subject, data: Data, **settings: Any) -> Blo
             use_cpu=True,
             **settings,
         )
-        times = Steps()
+        times = steps_timed()
         trainer = Trainer(model=model, args=arguments, train_dataset=examples, callbacks=[times])
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        return times.ended - times.began[1]
+        seconds: float = times.seconds
+        return seconds
 
     return block
 
@@ -287,18 +223,6 @@ _SIDES: Mapping[str, Callable[[Path, Subject, Data], Block]] = {
     "ours_compiled": _ours_compiled,
     "trainer_best": _trainer_best,
 }
-
-
-def _take_turns(blocks: Mapping[str, Block], rounds: int, steps: int) -> dict[str, list[float]]:
-    """Seconds of each side's blocks by round, after one round that warms up and compiles."""
-    seconds: dict[str, list[float]] = {side: [] for side in blocks}
-    sides = list(blocks)
-    for turn in range(-1, rounds):
-        for side in sides[turn % len(sides) :] + sides[: turn % len(sides)]:
-            taken = blocks[side](steps)
-            if turn >= 0:
-                seconds[side].append(taken)
-    return seconds
 
 
 def _figures(seconds: Mapping[str, Sequence[float]], side: str, tokens: int) -> dict[str, Any]:

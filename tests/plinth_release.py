@@ -13,6 +13,9 @@ from teams import OPERATOR_NAMESPACE, Document, Team, add_volume, kubectl
 
 NAMESPACE = OPERATOR_NAMESPACE
 TRACKING_URL = f"http://plinth-mlflow.{NAMESPACE}.svc.cluster.local:5000"
+DRAIN_SECONDS = 60
+"""settings.drainSeconds: what a pod has for saving."""
+
 VALUES = {
     "image.pullPolicy": "Never",
     "workloadImage.pullPolicy": "Never",
@@ -21,6 +24,8 @@ VALUES = {
     "mlflow.resources": {"requests": {"cpu": "50m", "memory": "512Mi"}, "limits": {"memory": "3Gi"}},
     "mlflow.workers": 1,
     "settings.headCpus": "200m",
+    # A service whose pods all go waits that long for others to take over.
+    "settings.drainSeconds": DRAIN_SECONDS,
     "mlflow.persistence.keep": False,
 }
 

@@ -1,4 +1,4 @@
-"""Processes that tests start and end: MLflow servers on free ports of this machine."""
+"""Processes that tests start and end, on free ports of this machine: MLflow servers and object stores."""
 
 import os
 import socket
@@ -68,3 +68,51 @@ class MlflowServer:
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
+
+
+class S3Server:
+    """S3 over a folder: its buckets are folders, its objects files."""
+
+    access_key, secret_key = "plinth-tests", "not-a-secret"
+
+    def __init__(self, folder: Path, binary: Path) -> None:
+        self.folder, self._binary = folder / "buckets", binary
+        self.folder.mkdir()
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its clients read."""
+        return {
+            "AWS_ENDPOINT_URL": self.url,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_REGION": "us-east-1",
+            # Or the client asks the address at which machines of a cloud learn their role.
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+
+    def start(self) -> None:
+        """Start it and wait until it listens."""
+        command = [str(self._binary), "--port", f"127.0.0.1:{self.port}", "--quiet", "posix"]
+        command += ["--sidecar", str(self.folder.parent), str(self.folder)]
+        keys = {"ROOT_ACCESS_KEY": self.access_key, "ROOT_SECRET_KEY": self.secret_key}
+        with (self.folder.parent / "s3.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **keys})
+        deadline = time.monotonic() + 60
+        while not self._listens():
+            assert self._process.poll() is None, (self.folder.parent / "s3.log").read_text()
+            assert time.monotonic() < deadline, "the object store did not start"
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End it; what it holds stays."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0

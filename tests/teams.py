@@ -52,6 +52,10 @@ class Team:
         """A folder of this machine, kept for a claim of that name."""
         return add_volume(self.node, self._volumes, self.name, claim, size=size, modes=modes)
 
+    def volume_folder(self, claim: str) -> Path:
+        """What `volume` gave for a claim."""
+        return self._volumes / self.name / claim
+
     # ---- our resources
 
     def status(self, kind: str, name: str) -> Document:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 from urllib.error import URLError
 
+from plinth_workloads.train.progress import read_progress
 from teams import Document, Team
 
 LOOK_SECONDS = 0.3
@@ -50,6 +51,13 @@ class Timeline:
         for metric, what in {"train/loss": "step", "train/checkpoint_step": "checkpoint"}.items():
             for point in metrics[metric][:1]:
                 self.add(name, f"first {what}", point["timestamp"] / 1000)
+
+    def add_progress(self, name: str, folder: Path) -> None:
+        """What the first worker wrote into its work folder: when Ray had started it, when it was ready to train."""
+        told = {"run": "first worker has its run", "preparing": "preparing data", "started": "model ready"}
+        for event, _ in read_progress(folder):
+            if event["event"] in told:
+                self.add(name, told[event["event"]], event["time"])
 
     def write(self, path: Path) -> None:
         """Keep it as JSON."""

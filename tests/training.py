@@ -93,12 +93,14 @@ class Losses:
 
     def __init__(self) -> None:
         self.by_step: dict[int, float] = {}
+        self.reported: frozenset[str] = frozenset()
         self.evaluations: dict[int, dict[str, float]] = {}
         self.checkpoints: list[int] = []
         self.rollbacks: Sequence[Rollback] = ()
 
     def on_step(self, step, metrics):
         self.by_step[step] = metrics["train/loss"]
+        self.reported = frozenset(metrics)
 
     def on_evaluation(self, step, metrics):
         self.evaluations[step] = dict(metrics)

@@ -280,32 +280,33 @@ class Compute(PodOptions):
         description="parallelism of the training; all workers shard on GPUs, all replicate on CPUs when left out.",
     )
 
-    def shard_size(self) -> int:
-        """The number of workers that hold one copy of the model together.
+    def data_size(self) -> int:
+        """The number of shares in which a step's rows are read; workers that hold a layer together read the same."""
+        return max(1, self.workers // ((self.parallelism and self.parallelism.tensor) or 1))
 
-        Of shard and replicate, the one that is left out takes the workers that the other leaves; with both left out,
-        all workers shard where there are GPUs and none where there are not.
+    def shard_size(self) -> int:
+        """The number of parts, beside those of tensor, in which one copy of the model is held.
+
+        What is left out of shard and replicate takes the workers that are left: GPUs shard, CPUs replicate.
         """
-        sizes = self.parallelism or Parallelism()
-        if sizes.shard:
-            return sizes.shard
-        if sizes.replicate:
-            return self.workers // sizes.replicate
-        return self.workers if self.per_worker.gpus else 1
+        sizes, shares = self.parallelism or Parallelism(), self.data_size()
+        left = shares if self.per_worker.gpus else 1
+        return sizes.shard or (shares // sizes.replicate if sizes.replicate else left)
 
 
 class Checkpoint(ApiModel):
     """Where and how often the training state is saved."""
 
-    uri: Uri | None = Field(
-        default=None, description="uri of the folder for checkpoints; the platform's own when left out."
-    )
+    uri: Uri | None = Field(default=None, description="uri of the checkpoints' folder; the platform's when left out.")
     every_steps: int | None = Field(
         default=None, ge=1, le=10000000, description="everySteps between checkpoints; a tenth of the run when left out."
     )
     keep: int = Field(default=2, ge=1, le=100, description="keep is the number of checkpoints that are kept.")
     resume_from: Uri | None = Field(
         default=None, description="resumeFrom goes on from the newest complete checkpoint in another job's folder."
+    )
+    secret_ref: SecretRef | None = Field(
+        default=None, description="secretRef names a Secret with the uris' credentials."
     )
 
 

@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 from plinth_api.crd import crd_yaml_files
@@ -11,7 +12,8 @@ from plinth_api.reference import reference
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def generated_files() -> dict[str, str]:
+@cache
+def generated_files() -> Mapping[str, str]:
     """Every generated file's text by its path in the repository."""
     crds = crd_yaml_files()
     return {

@@ -188,7 +188,7 @@ def row_problems(job: Job, what: str) -> Iterator[Problem]:
             "spec.training.globalBatchSize",
             f"{what} tells a pair from the other pairs of the step; use at least 2",
         )
-    rows = training.global_batch_size // job.spec.compute.workers
+    rows = training.global_batch_size // job.spec.compute.data_size()
     if training.micro_batch_size not in (None, rows):
         yield Problem(
             "spec.training.microBatchSize",

@@ -203,7 +203,7 @@ def _resolve_data(job: Job, settings: ResolveSettings) -> RunData:
 def _resolve_training(job: Job) -> RunTraining:
     training, workers = job.spec.training, resolve_workers(job.spec.compute)
     on_gpu = workers.gpus > 0
-    worker_batch = training.global_batch_size // workers.num_workers
+    worker_batch = training.global_batch_size // job.spec.compute.data_size()
     weight_decay = training.optimizer.weight_decay
     precision: Literal["bf16", "fp32"] = "bf16" if on_gpu else "fp32"
     if training.precision in ("bf16", "fp32"):
@@ -256,7 +256,8 @@ def resolve_workers(compute: Compute) -> RunWorkers:
     return RunWorkers(
         num_workers=compute.workers,
         shard=shard,
-        replicate=compute.workers // shard,
+        replicate=compute.data_size() // shard,
+        tensor=compute.workers // compute.data_size(),
         gpus=resources.gpus,
         cpus=parse_quantity(resources.cpus),
         memory_bytes=int(parse_quantity(resources.memory)) if resources.memory is not None else None,

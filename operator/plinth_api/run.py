@@ -91,14 +91,20 @@ class RunTraining(ApiModel):
 
 
 class RunWorkers(ApiModel):
-    """The processes that train; `shard` x `replicate` equals `num_workers`."""
+    """The processes that train; `shard` x `replicate` x `tensor` equals `num_workers`."""
 
     num_workers: int
     shard: int
     replicate: int
+    tensor: int
     gpus: int
     cpus: float
     memory_bytes: int | None
+
+    @property
+    def splits_weights(self) -> bool:
+        """Whether a worker has only a part of the weights."""
+        return self.shard > 1 or self.tensor > 1
 
 
 class RunCheckpoint(ApiModel):

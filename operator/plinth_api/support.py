@@ -24,7 +24,6 @@ _JOB_NOT_SUPPORTED: Mapping[str, Collection[object]] = {
     "spec.training.optimizer.name": {"adamw8bit"},
     "spec.training.precision": {"fp8"},
     "spec.compute.elastic": ANY,
-    "spec.compute.parallelism.tensor": ABOVE_ONE,
     "spec.compute.parallelism.context": ABOVE_ONE,
 }
 
@@ -96,6 +95,7 @@ _CLUSTER_ONLY_JOB = (
     "spec.compute.queueName",
     "spec.data.train[].secretRef",
     "spec.data.validation.sources[].secretRef",
+    "spec.checkpoint.secretRef",
     "spec.tracking.secretRef",
     "spec.restart",
     "spec.activeDeadlineSeconds",

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+OBJECT_STORES = frozenset({"s3", "gs", "abfs", "abfss"})
 _REGISTRY = re.compile(r"^models:/(?P<name>[^/@\s]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@\s]+))$")
 
 
@@ -15,6 +16,11 @@ def scheme_of(uri: str) -> str:
 def local_path(uri: str) -> str | None:
     """The path of a file:// URI, None for any other."""
     return uri.removeprefix("file://") if uri.startswith("file://") else None
+
+
+def in_object_store(uri: str) -> bool:
+    """Whether `uri` is of a storage without folders, which has to be asked for each file."""
+    return scheme_of(uri) in OBJECT_STORES
 
 
 def mounted(uri: str, volume_root: str) -> str:

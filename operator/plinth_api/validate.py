@@ -7,15 +7,15 @@ from plinth_api.common import Compute, GateRule, Parallelism
 from plinth_api.errors import Problem
 from plinth_api.fine_tune_job import FineTuneJob
 from plinth_api.model_service import ModelService
-from plinth_api.objective_rules import known_metrics, metrics_of, objective_problems, teacher_of
+from plinth_api.objective_rules import known_metrics, metrics_of, objective_of, objective_problems, teacher_of
 from plinth_api.parse import Job
 from plinth_api.pretrain_job import PretrainJob
 from plinth_api.task_rules import task_of, task_problems
-from plinth_api.uris import holds_password, is_registry_uri, scheme_of
+from plinth_api.uris import OBJECT_STORES, holds_password, is_registry_uri, scheme_of
 
 MODEL_SCHEMES = frozenset({"hf", "models", "runs", "pvc", "file"})
-DATA_SCHEMES = frozenset({"hf", "pvc", "file", "s3", "gs", "abfs", "abfss", "http", "https"})
-CHECKPOINT_SCHEMES = frozenset({"pvc", "file"})
+DATA_SCHEMES = frozenset({"hf", "pvc", "file", "http", "https", *OBJECT_STORES})
+CHECKPOINT_SCHEMES = frozenset({"pvc", "file", *OBJECT_STORES})
 
 KNOWN_FORMATS = frozenset({"chat", "text", "promptCompletion", "preference", "labelled"})
 TASK_FORMATS = {
@@ -36,6 +36,7 @@ def job_problems(job: Job) -> list[Problem]:
     """Every conflict in a job's spec."""
     return [
         *_parallelism_problems(job.spec.compute, job.spec.training.optimizer.name),
+        *_tensor_problems(job),
         *_batch_problems(job),
         *_evaluation_problems(job),
         *_uri_problems(job),
@@ -58,28 +59,41 @@ def _parallelism_problems(compute: Compute, optimizer: str) -> Iterator[Problem]
             f"the product of its sizes is {product}, which does not divide workers = {workers}; "
             f"change the sizes, or workers to a multiple of {product}",
         )
-    elif sizes.shard and sizes.replicate and sizes.shard * sizes.replicate < workers:
+    elif sizes.shard and sizes.replicate and sizes.shard * sizes.replicate < compute.data_size():
         yield Problem(
             f"{path}.replicate",
             f"{sizes.shard} shards in {sizes.replicate} copies leave some of {workers} workers without a part; "
-            f"leave replicate out, or set it to {workers // sizes.shard}",
+            f"leave replicate out, or set it to {compute.data_size() // sizes.shard}",
         )
-    elif compute.shard_size() > 1 and optimizer == "muon":
+    elif optimizer == "muon" and (compute.shard_size() > 1 or (sizes.tensor or 1) > 1):
         yield Problem(
             "spec.training.optimizer.name",
             "not supported yet: spec.training.optimizer.name = muon with sharded weights; use adamw, or set "
-            f"{path}.shard to 1",
+            f"{path}.{'shard' if compute.shard_size() > 1 else 'tensor'} to 1",
         )
 
 
+def _tensor_problems(job: Job) -> Iterator[Problem]:
+    sizes = job.spec.compute.parallelism
+    if sizes is None or (sizes.tensor or 1) == 1:
+        return
+    objective, instead = objective_of(job)[0], "leave it out, and raise shard"
+    path = "spec.compute.parallelism.tensor"
+    if isinstance(job, FineTuneJob) and job.spec.method.full is None:
+        yield Problem(path, f"not supported yet: {path} with method {job.spec.method.name}; {instead}")
+    elif objective != "causalLM":
+        yield Problem(path, f"not supported yet: {path} for {objective}; {instead}")
+
+
 def _batch_problems(job: Job) -> Iterator[Problem]:
-    training, workers = job.spec.training, job.spec.compute.workers
-    rows, left = divmod(training.global_batch_size, workers)
+    training, shares = job.spec.training, job.spec.compute.data_size()
+    rows, left = divmod(training.global_batch_size, shares)
     if left:
-        near = max(workers, round(training.global_batch_size / workers) * workers)
+        near = max(shares, round(training.global_batch_size / shares) * shares)
+        workers = "workers" if shares == job.spec.compute.workers else "groups of workers"
         yield Problem(
             "spec.training.globalBatchSize",
-            f"{training.global_batch_size} rows cannot be shared equally by {workers} workers; use {near}",
+            f"{training.global_batch_size} rows cannot be shared equally by {shares} {workers}; use {near}",
         )
     elif isinstance(training.micro_batch_size, int) and rows % training.micro_batch_size:
         yield Problem(

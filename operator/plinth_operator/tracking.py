@@ -5,6 +5,7 @@ Requests are kept while MLflow is away, and one of them is tried again ever more
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,8 +24,11 @@ _WORKERS = 4
 _PAGE = 100
 _SHORTEST_POLL_SECONDS = 5.0
 _LONGEST_POLL_SECONDS = 60.0
+_LONGEST_FOR_A_PAGE_SECONDS = 10.0
+"""One request may take long because MLflow is busy with others: that is no reason to look rarely at few jobs."""
+
 _POLL_SHARE = 0.05
-"""Polling takes at most this share of the time."""
+"""Where there are many jobs, polling takes at most this share of the time."""
 
 _READ_SPACING_SECONDS = 1.0
 _FIRST_BACKOFF_SECONDS = 0.5
@@ -186,8 +190,7 @@ class Tracking:
             started = time.monotonic()
             active = [(key, found) for key, found in self._store.jobs() if _is_active(found)]
             if await self._try(lambda active=active: self._read_all(active)):  # type: ignore[misc]
-                taken = time.monotonic() - started
-                await asyncio.sleep(min(_LONGEST_POLL_SECONDS, max(_SHORTEST_POLL_SECONDS, taken / _POLL_SHARE)))
+                await asyncio.sleep(pause_seconds(time.monotonic() - started, len(active)))
             else:
                 await asyncio.sleep(self._backoff())
 
@@ -242,6 +245,12 @@ class Tracking:
 
     def _backoff(self) -> float:
         return min(_LAST_BACKOFF_SECONDS, _FIRST_BACKOFF_SECONDS * float(2 ** min(self._failures, 10)))
+
+
+def pause_seconds(taken: float, num_jobs: int) -> float:
+    """How long to wait after reading the runs of so many jobs, which took `taken` seconds."""
+    longest = min(_LONGEST_POLL_SECONDS, _LONGEST_FOR_A_PAGE_SECONDS * max(1, math.ceil(num_jobs / _PAGE)))
+    return min(longest, max(_SHORTEST_POLL_SECONDS, taken / _POLL_SHARE))
 
 
 def _is_active(resource: Resource) -> bool:

@@ -106,7 +106,10 @@ QUEUES = (
 )
 """What only tests of queues need."""
 
-COMPONENTS = CONTROL_PLANE + NODE + QUEUES
+STORAGE = (Component("s3", {"versitygw": "github.com/versity/versitygw/cmd/versitygw"}),)
+"""What only tests of object stores need: S3 over a folder, with accounts."""
+
+COMPONENTS = CONTROL_PLANE + NODE + QUEUES + STORAGE
 
 
 class Assets:
@@ -251,7 +254,9 @@ def module_folder(component: Component, module: str, go: Path) -> Path:
 
 def go_environment(*, cgo: bool = False) -> dict[str, str]:
     """Static binaries where no C is needed; neither a workspace nor another toolchain than the one that was chosen."""
-    return {**os.environ, "CGO_ENABLED": str(int(cgo)), "GOWORK": "off", "GOTOOLCHAIN": "local", "GO111MODULE": "on"}
+    chosen = {"CGO_ENABLED": str(int(cgo)), "GOWORK": "off", "GOTOOLCHAIN": "local", "GO111MODULE": "on"}
+    # The compiler collects its own garbage less often: a tenth less processor time for some memory.
+    return {"GOGC": "400", **os.environ, **chosen}
 
 
 def find_go(cache: Path) -> Path:
@@ -302,5 +307,5 @@ def tell(text: str) -> None:
 
 
 if __name__ == "__main__":
-    ensure_assets(CONTROL_PLANE + NODE if "--node" in sys.argv[1:] else CONTROL_PLANE)
+    ensure_assets(CONTROL_PLANE + STORAGE + (NODE if "--node" in sys.argv[1:] else ()))
     sys.stdout.writelines(f"{component.folder}\n" for component in COMPONENTS)

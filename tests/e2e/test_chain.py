@@ -150,6 +150,9 @@ def finished(release: Release, team: Team, timeline: Timeline, kind: str, name: 
         if run_id:
             names = ("train/loss", "train/checkpoint_step")
             timeline.add_training(name, {metric: release.metric(run_id, metric) for metric in names})
+            uid = team.get(kind, name)["metadata"]["uid"]
+            for folder in team.volume_folder("checkpoints").glob(f"*/.work/{uid}"):
+                timeline.add_progress(name, folder)
     # What Argo CD, Flux and every pipeline script wait for.
     team.kubectl("wait", "--for=condition=Complete", f"{kind}/{name}", "--timeout=10s")
     return team.status(kind, name)

@@ -11,14 +11,11 @@ import pytest
 
 from cluster.control_plane import wait_until
 from faults import Faults
-from plinth_release import Release
+from plinth_release import DRAIN_SECONDS, Release
 from small_job import KIND, SmallJob, add_storage, small_job
 from teams import Team
 
 pytestmark = pytest.mark.timeout(1200)
-
-DRAIN_SECONDS = 120
-"""settings.drainSeconds of the chart: what a pod has for saving."""
 
 GRACE_SECONDS = DRAIN_SECONDS + 30
 """The grace period of a job's pods."""

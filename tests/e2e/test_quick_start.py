@@ -13,7 +13,7 @@ import pytest
 
 from cluster.control_plane import wait_until
 from cluster.images import image
-from plinth_release import Release
+from plinth_release import DRAIN_SECONDS, Release
 from teams import add_volume
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1500)]
@@ -37,7 +37,9 @@ def test_its_commands_lead_from_a_namespace_to_an_answer(release: Release, tmp_p
     promote, delete = inline_commands()
     bash(f"{promote}\n{delete}", checkout, environment)
     left = "kubectl get plinth,rayjobs,rayservices --output name"
-    wait_until(lambda: not bash(left, checkout, environment), 120, "the end of everything")
+    left = f"{left}; kubectl get pods --selector ray.io/node-type --output name"
+    # The pods of a service that nobody takes over go when their time to drain is over.
+    wait_until(lambda: not bash(left, checkout, environment), DRAIN_SECONDS + 120, "the end of everything")
 
 
 def prepared(release: Release, folder: Path) -> tuple[Path, dict[str, str]]:

@@ -46,7 +46,7 @@ REFUSALS = {
         *("Pending", "VolumeNotFound", ("PersistentVolumeClaim late", "create it")),
     ),
     "no-gpus": Refusal(
-        {"perWorker": {"cpus": "100m", "memory": "1Gi", "gpus": 2}},
+        {"perWorker": {"cpus": "100m", "memory": "2Gi", "gpus": 2}},
         *("Starting", "Unschedulable", (f"Insufficient {GPUS}", "worker pod")),
     ),
 }
@@ -105,7 +105,7 @@ def test_a_job_goes_on_when_what_was_missing_is_there(mended: dict[str, float], 
 
 def one_worker(name: str, refusal: Refusal) -> Document:
     """A job with one worker, of which four fit the node."""
-    compute = {"workers": 1, "perWorker": {"cpus": "100m", "memory": "1Gi"}, **refusal.spec}
+    compute = {"workers": 1, "perWorker": {"cpus": "100m", "memory": "2Gi"}, **refusal.spec}
     return small_job(name, compute=compute, data={"train": [{"uri": CORPUS}], "validation": None})
 
 

@@ -25,17 +25,34 @@ SPEC = {
 }
 UP, DOWN = ((2, 3), (4, 6)), ((4, 0), (2, 3), (1, 6))
 """Numbers of workers, and the step at which they go on; on the way up, from a checkpoint of one process."""
+
+
+def copies(workers):
+    return {}
+
+
+def shards(workers):
+    return {"shard": workers}
+
+
+def split_layers(workers):
+    """Two workers for a layer, where there are two, and shards."""
+    return {"tensor": 2, "shard": workers // 2} if workers > 1 else {}
+
+
 CHAINS = {
-    "copies up": (UP, False),
-    "shards up": (UP, True),
-    "copies down": (DOWN, False),
-    "shards down": (DOWN, True),
+    "copies up": (UP, copies),
+    "shards up": (UP, shards),
+    "copies down": (DOWN, copies),
+    "shards down": (DOWN, shards),
+    "split layers up": (UP, split_layers),
+    "split layers down": (DOWN, split_layers),
 }
 
 
-def make_run(corpus, root, folder, workers, *, shard):
+def make_run(corpus, root, folder, workers, spread):
     """A run in `root`, its document in `folder`."""
-    compute = {"workers": workers, "parallelism": {"shard": workers}} if shard else {"workers": workers}
+    compute = {"workers": workers, "parallelism": spread(workers)}
     run = make_train_run(root, data={"train": [{"uri": f"file://{corpus}"}]}, compute=compute, **SPEC)
     write_run(run, folder)
     return run
@@ -50,7 +67,7 @@ def corpus(tmp_path_factory):
 def alone(corpus, tmp_path_factory):
     """A run of one process, never disturbed."""
     folder = tmp_path_factory.mktemp("alone")
-    run = make_run(corpus, folder, folder, 1, shard=False)
+    run = make_run(corpus, folder, folder, 1, copies)
     run_phases([Phase(str(folder), 1)], folder)
     return folder, run
 
@@ -60,14 +77,14 @@ def chains(alone, corpus, tmp_path_factory):
     """The last run of each chain and the folders of its phases, by the chain's name."""
     root = tmp_path_factory.mktemp("chains")
     plan, runs = [], {}
-    for chain, (phases, shard) in CHAINS.items():
+    for chain, (phases, spread) in CHAINS.items():
         home = root / chain
         shutil.copytree(alone[0] / "work" / "cache", home / "work" / "cache")
         if phases is UP:
             shutil.copytree(alone[0] / "checkpoints", home / "checkpoints")
         folders = [home / f"{workers} workers" for workers, _ in phases]
         for folder, (workers, from_step) in zip(folders, phases, strict=True):
-            run = make_run(corpus, home, folder, workers, shard=shard)
+            run = make_run(corpus, home, folder, workers, spread)
             plan.append(Phase(str(folder), workers, from_step))
         runs[chain] = run, folders
     run_phases(plan, root)
@@ -94,7 +111,7 @@ def assert_as_alone(trained, alone):
         )
 
 
-@pytest.mark.parametrize("chain", ["copies up", "shards up"])
+@pytest.mark.parametrize("chain", [chain for chain in CHAINS if chain.endswith(" up")])
 def test_what_one_process_saved_two_have_bit_by_bit(chains, alone, chain):
     saved = load_file(alone[0] / "checkpoints" / "tiny-uid" / "step-00000003" / "shard-00001.safetensors")
     resumed = load_file(chains[chain][1][0] / "resumed.safetensors")
@@ -109,7 +126,7 @@ def faults(corpus, alone, tmp_path_factory):
     runs = {}
     for fault in ("killed", "full disk"):
         shutil.copytree(alone[0] / "work" / "cache", root / fault / "work" / "cache")
-        runs[fault] = make_run(corpus, root / fault, root / fault, 2, shard=True)
+        runs[fault] = make_run(corpus, root / fault, root / fault, 2, shards)
         run_phases([Phase(str(root / fault), 2, fault=fault)], root)
     return root, runs
 

@@ -3,6 +3,7 @@
 Stated tolerance: losses and weights within 1e-5.
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -17,6 +18,12 @@ from training import ALONE, make_train_run, open_alone, write_run
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
+OTHER_MODEL = {
+    "architecture": "qwen3",
+    "config": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "tie_word_embeddings": True},
+}
+"""Keys and values shared by heads, norms inside attention, a head that is the embeddings."""
+
 SPREADS = {
     "shards-in-copies": {"compute": {"parallelism": {"shard": 2, "replicate": 2}}, "training": {"microBatchSize": 1}},
     "found-for-shards-in-copies": {
@@ -24,12 +31,19 @@ SPREADS = {
         "training": {"microBatchSize": "auto"},
     },
     "found-for-copies": {"training": {"microBatchSize": "auto"}},
+    "split-layers-in-copies": {"compute": {"parallelism": {"tensor": 2}}},
+    "split-layers-in-shards": {
+        "compute": {"parallelism": {"tensor": 2, "shard": 2}},
+        "training": {"activationCheckpointing": "full"},
+    },
+    "split-layers-of-norms": {"compute": {"parallelism": {"tensor": 2, "shard": 2}}, "model": OTHER_MODEL},
 }
 
 
-def make_run(folder, *, workers=4, compute=None, training=None):
+def make_run(folder, *, workers=4, compute=None, training=None, model=None):
     return make_train_run(
         folder,
+        model=model or {},
         training={"steps": 4, **(training or {})},
         checkpoint={"everySteps": 2},
         evaluation={"everySteps": 4},
@@ -47,17 +61,23 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("alone")
-    session, losses = open_alone(make_run(folder, workers=1))
-    session.loop.train()
-    export_model(session.run, session.model, session.data.tokenizer, ALONE, folder / "model")
-    return load_file(folder / "model" / "model.safetensors"), losses.by_step
+    """By its model's settings, what one process learns."""
+
+    @functools.cache
+    def learned(is_other):
+        folder = tmp_path_factory.mktemp("alone")
+        session, losses = open_alone(make_run(folder, workers=1, model=OTHER_MODEL if is_other else None))
+        session.loop.train()
+        export_model(session.run, session.model, session.data.tokenizer, ALONE, folder / "model")
+        return load_file(folder / "model" / "model.safetensors"), losses.by_step
+
+    return learned
 
 
 @pytest.mark.parametrize("name", SPREADS)
 def test_four_processes_learn_what_one_does_and_export_it(runs, alone, name):
     root, found = runs
-    weights, losses = alone
+    weights, losses = alone("model" in SPREADS[name])
     assert losses_of(found[name]) == pytest.approx(losses, abs=1e-5)
     exported = load_file(root / name / "model" / "model.safetensors")
     assert set(exported) == set(weights)

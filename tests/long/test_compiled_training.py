@@ -17,6 +17,17 @@ def test_a_process_of_torchrun_trains_compiled_as_it_does_uncompiled(tmp_path):
     assert losses[True] == pytest.approx(losses[False], abs=1e-4)
 
 
+def test_split_layers_train_compiled_as_they_do_uncompiled(tmp_path):
+    """With the gradients of the embeddings, which reach no compiled block where their output is still on its way."""
+    losses = {}
+    for compiled in (False, True):
+        folder = tmp_path / str(compiled)
+        compute = {"workers": 2, "parallelism": {"tensor": 2}}
+        run = make_train_run(folder, training={"steps": 4, "compile": compiled}, compute=compute)
+        _, losses[compiled] = train(run, folder, processes=2)
+    assert losses[True] == pytest.approx(losses[False], abs=1e-4)
+
+
 def test_a_prefix_trains_compiled_as_it_does_uncompiled(tmp_path):
     base = make_code_model(tmp_path / "base")
     losses = {}

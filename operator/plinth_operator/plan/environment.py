@@ -81,4 +81,5 @@ def _secret_refs(resource: Resource) -> Iterator[SecretRef | None]:
     yield from (source.secret_ref for source in data.train)
     if data.validation:
         yield from (source.secret_ref for source in data.validation.sources or ())
+    yield resource.spec.checkpoint.secret_ref
     yield resource.spec.tracking.secret_ref

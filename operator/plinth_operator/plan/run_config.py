@@ -12,6 +12,7 @@ from plinth_operator.constants import CLUSTER_TAG, UID_TAG
 from plinth_operator.facts import Manifest
 from plinth_operator.plan.metadata import child_metadata, child_name, namespace_of, sealed, uid_of
 from plinth_operator.plan.paths import RUN_KEY, SERVICE_WORK_DIR, VOLUME_ROOT
+from plinth_operator.plan.storage import uses_platform_storage
 from plinth_operator.settings import Settings
 
 
@@ -72,6 +73,8 @@ def _work_dir(resource: Resource, settings: Settings, uid: str) -> str:
     """A folder that all pods of a job see, which is why it is beside the checkpoints."""
     if isinstance(resource, ModelService):
         return SERVICE_WORK_DIR
-    uri = resource.spec.checkpoint.uri
-    root = mounted(uri, VOLUME_ROOT).removeprefix("file://") if uri else _default_checkpoint_root(settings)
+    if uses_platform_storage(resource):
+        root = _default_checkpoint_root(settings)
+    else:
+        root = mounted(resource.spec.checkpoint.uri or "", VOLUME_ROOT).removeprefix("file://")
     return f"{root.rstrip('/')}/.work/{uid}"

@@ -11,7 +11,7 @@ from plinth_api.model_service import ModelService
 from plinth_api.objective_rules import teacher_of
 from plinth_api.parse import Job, Resource
 from plinth_api.pretrain_job import PretrainJob
-from plinth_api.uris import local_path
+from plinth_api.uris import in_object_store, local_path
 from plinth_operator.facts import ClaimFacts
 from plinth_operator.settings import Settings
 
@@ -21,7 +21,7 @@ _CHECKPOINT = "spec.checkpoint.uri"
 def claims_of(resource: Resource, settings: Settings) -> tuple[str, ...]:
     """Every claim that the pods of a resource mount: those of pvc:// URIs, of volumes, and the default storage."""
     claims = {volume.claim_name for volume in resource.spec.compute.volumes or ()} | set(uri_claims(resource))
-    if not isinstance(resource, ModelService) and resource.spec.checkpoint.uri is None:
+    if not isinstance(resource, ModelService) and uses_platform_storage(resource):
         claims.add(settings.storage_claim)
     return tuple(sorted(claims))
 
@@ -32,10 +32,15 @@ def uri_claims(resource: Resource) -> tuple[str, ...]:
     return tuple(sorted({claim for uri in uris if (claim := _claim_of(uri))}))
 
 
+def uses_platform_storage(job: Job) -> bool:
+    """Whether the work folder is on the platform's own claim: an object store has none that pods could share."""
+    uri = job.spec.checkpoint.uri
+    return uri is None or in_object_store(uri)
+
+
 def checkpoint_claim(job: Job, settings: Settings) -> str | None:
     """The claim that is mounted for checkpoints and the work folder; None where they are in a file:/// folder."""
-    uri = job.spec.checkpoint.uri
-    return settings.storage_claim if uri is None else _claim_of(uri)
+    return settings.storage_claim if uses_platform_storage(job) else _claim_of(job.spec.checkpoint.uri or "")
 
 
 def missing_claims(resource: Resource, claims: Mapping[str, ClaimFacts], settings: Settings) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def test_sections_have_one_name_each():
         ),
         pytest.param("JobData", "| `prepare` | [Prepare](#prepare) |  | **Not supported yet.** ", id="a whole block"),
         pytest.param("Columns", "**Not supported yet (PretrainJob).** messages is", id="in one of the kinds"),
-        pytest.param("Parallelism", "**Not supported yet: 2 and more.** tensor", id="a range of values"),
+        pytest.param("Parallelism", "**Not supported yet: 2 and more.** context", id="a range of values"),
         pytest.param("Compute", "**Cluster only.** queueName", id="for the cluster only"),
         pytest.param("Resources", "**Cluster only (ModelService).** memory", id="for the cluster only in one kind"),
         pytest.param(

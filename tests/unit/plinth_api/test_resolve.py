@@ -80,7 +80,7 @@ def test_defaults_of_pretraining_are_explicit():
             "activationCheckpointing": "none",
             "seed": 42,
         },
-        "workers": {"numWorkers": 1, "shard": 1, "replicate": 1, "gpus": 0, "cpus": 1.0},
+        "workers": {"numWorkers": 1, "shard": 1, "replicate": 1, "tensor": 1, "gpus": 0, "cpus": 1.0},
         "checkpoint": {"uri": "file:///checkpoints/uid-1", "keep": 2},
         "evaluation": {"metrics": ["loss", "perplexity"], "gate": []},
         "output": {"model": "tiny", "merge": False},
@@ -300,11 +300,15 @@ def test_auto_micro_batch_size_is_left_to_the_workers_with_their_rows_as_the_mos
         pytest.param({"workers": 4, "parallelism": {"shard": 4}}, 4, 1, id="shard on CPUs"),
         pytest.param({"workers": 4, "parallelism": {"shard": 1, "replicate": 4}}, 1, 4, id="both"),
         pytest.param({"workers": 4, "parallelism": {"replicate": 2}}, 2, 2, id="shards in copies"),
+        pytest.param({"workers": 8, "parallelism": {"tensor": 2}}, 1, 4, id="tensor on CPUs"),
+        pytest.param({"workers": 8, "perWorker": {"gpus": 1}, "parallelism": {"tensor": 2}}, 4, 1, id="tensor"),
+        pytest.param({"workers": 8, "parallelism": {"tensor": 2, "shard": 2}}, 2, 2, id="all three"),
     ],
 )
 def test_workers(compute: Document, shard: int, replicate: int):
     workers = resolve_workers(make_pretrain_job(compute=compute).spec.compute)
     assert (workers.shard, workers.replicate) == (shard, replicate)
+    assert workers.shard * workers.replicate * workers.tensor == workers.num_workers
 
 
 @pytest.mark.parametrize("text", ["y" * 600_000, "\u6587" * 200_000], ids=["ASCII", "three bytes a character"])

@@ -33,8 +33,8 @@ from plinth_api.support import CLUSTER_ONLY, INSTEAD, NOT_SUPPORTED, cluster_onl
             id="a value in a list",
         ),
         pytest.param(
-            make_pretrain_job(compute={"workers": 2, "parallelism": {"tensor": 2, "context": 1}}),
-            ["spec.compute.parallelism.tensor: not supported yet: spec.compute.parallelism.tensor = 2"],
+            make_pretrain_job(compute={"workers": 2, "parallelism": {"tensor": 1, "context": 2}}),
+            ["spec.compute.parallelism.context: not supported yet: spec.compute.parallelism.context = 2"],
             id="a range of values",
         ),
         pytest.param(

@@ -36,6 +36,35 @@ GATE = {"gate": [{"metric": "loss", "max": 3.0}]}
             id="muon with shards",
         ),
         pytest.param(
+            make_pretrain_job(
+                compute={"workers": 2, "parallelism": {"tensor": 2}}, training={"optimizer": {"name": "muon"}}
+            ),
+            "spec.training.optimizer.name",
+            "not supported yet: spec.training.optimizer.name = muon with sharded weights; use adamw, or set "
+            "spec.compute.parallelism.tensor to 1",
+            id="muon with split layers",
+        ),
+        pytest.param(
+            make_pretrain_job(
+                compute={"workers": 2, "parallelism": {"tensor": 2}}, objective={"causalLM": None, "maskedLM": {}}
+            ),
+            "spec.compute.parallelism.tensor",
+            "not supported yet: spec.compute.parallelism.tensor for maskedLM; leave it out, and raise shard",
+            id="split layers of another objective",
+        ),
+        pytest.param(
+            make_fine_tune_job(compute={"workers": 2, "parallelism": {"tensor": 2}}),
+            "spec.compute.parallelism.tensor",
+            "not supported yet: spec.compute.parallelism.tensor with method lora; leave it out, and raise shard",
+            id="split layers of an adapter",
+        ),
+        pytest.param(
+            make_pretrain_job(compute={"workers": 6, "parallelism": {"tensor": 2}}, training={"globalBatchSize": 8}),
+            "spec.training.globalBatchSize",
+            "8 rows cannot be shared equally by 3 groups of workers; use 9",
+            id="rows for groups",
+        ),
+        pytest.param(
             make_pretrain_job(compute={"workers": 3}),
             "spec.training.globalBatchSize",
             "8 rows cannot be shared equally by 3 workers; use 9",
@@ -133,10 +162,16 @@ GATE = {"gate": [{"metric": "loss", "max": 3.0}]}
             id="a relative path",
         ),
         pytest.param(
-            make_fine_tune_job(checkpoint={"uri": "s3://bucket/x"}),
+            make_fine_tune_job(checkpoint={"uri": "https://host/x"}),
             "spec.checkpoint.uri",
-            "not supported yet: spec.checkpoint.uri with s3:; use one of file, pvc",
-            id="checkpoints in a bucket",
+            "not supported yet: spec.checkpoint.uri with https:; use one of abfs, abfss, file, gs, pvc, s3",
+            id="checkpoints where nothing can be written",
+        ),
+        pytest.param(
+            make_fine_tune_job(checkpoint={"uri": "s3://key:secret@bucket/x"}),
+            "spec.checkpoint.uri",
+            "must not hold a password; put the credentials into a Secret and name it in secretRef",
+            id="a bucket with its password",
         ),
         pytest.param(
             make_fine_tune_job(checkpoint={"resumeFrom": "pvc://claim/../other"}),

@@ -13,7 +13,7 @@ from plinth_operator.mlflow import Mlflow, MlflowDenied, MlflowError, MlflowUnav
 from plinth_operator.plan.plan import Plan, RunRequest
 from plinth_operator.queue import WorkQueue
 from plinth_operator.store import Key, Store
-from plinth_operator.tracking import Tracking
+from plinth_operator.tracking import Tracking, pause_seconds
 
 KEY = Key("PretrainJob", "team-a", "tiny")
 WANTED = Plan(status={}, want_run=RunRequest("team-a", "tiny", {}))
@@ -169,3 +169,18 @@ def test_tracking(scenario: Callable[[Stage], Awaitable[None]]):
         working.cancel()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("taken", "num_jobs", "seconds"),
+    [
+        pytest.param(0.03, 1, 5, id="quick"),
+        pytest.param(0.4, 100, 8, id="one page, a twentieth of the time"),
+        pytest.param(1.6, 1, 10, id="one page, but MLflow's machine is busy"),
+        pytest.param(0.0, 0, 5, id="nothing to read"),
+        pytest.param(2.0, 500, 40, id="many pages, a twentieth of the time"),
+        pytest.param(30.0, 2000, 60, id="never rarer than every minute"),
+    ],
+)
+def test_few_jobs_are_looked_at_often_even_where_mlflow_is_slow(taken, num_jobs, seconds):
+    assert pause_seconds(taken, num_jobs) == pytest.approx(seconds)

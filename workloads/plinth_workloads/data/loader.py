@@ -42,6 +42,31 @@ class Batch:
         moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.inputs.items()}
         return Batch(moved, self.num_tokens, self.num_targets)
 
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, from which a copy to a GPU need not be waited for."""
+        pinned = {name: tensor.pin_memory() for name, tensor in self.inputs.items()}
+        return Batch(pinned, self.num_tokens, self.num_targets)
+
+
+class StepLoader(Protocol):
+    """What the training loop reads from; the position is part of the checkpoint."""
+
+    def next_step(self) -> list[Batch]:
+        """This process's micro batches of the next optimizer step."""
+        ...
+
+    def skip_steps(self, count: int) -> None:
+        """Move past the rows of the next optimizer steps."""
+        ...
+
+    def state_dict(self) -> dict[str, int]:
+        """The position, as JSON types."""
+        ...
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a position."""
+        ...
+
 
 class Batcher(Protocol):
     """What makes tensors of rows: one for each way in which objectives read examples."""
@@ -54,6 +79,28 @@ class Batcher(Protocol):
             draws: What each row's random numbers follow from.
         """
         ...
+
+
+def padded_texts(texts: Sequence[np.ndarray], pad_id: int, width: int | None = None) -> tuple[Tensor, Tensor]:
+    """input_ids and attention_mask of some texts, [B, T].
+
+    Args:
+        texts: Token ids. One without any may look at its first position, for attention to nothing has no softmax.
+        pad_id: What fills a row that is not full.
+        width: T; the longest text's when left out.
+    """
+    width = width or max(1, *map(len, texts))
+    lengths = np.array([max(1, len(text)) for text in texts])
+    mask = np.arange(width) < lengths[:, None]
+    return padded(texts, width, pad_id), torch.from_numpy(mask.astype(np.int64))
+
+
+def padded(rows: Sequence[np.ndarray], width: int, fill: int) -> Tensor:
+    """Numbers of some rows, each filled up to `width`, [B, T]."""
+    whole = np.full((len(rows), width), fill, np.int64)
+    for index, row in enumerate(rows):
+        whole[index, : len(row)] = row
+    return torch.from_numpy(whole)
 
 
 @dataclass(slots=True)

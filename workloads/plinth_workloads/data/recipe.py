@@ -14,7 +14,7 @@ from plinth_workloads.data.packing import ConcatenatedRows, EpochPlan, WholeDocu
 from plinth_workloads.data.sources import load_source
 from plinth_workloads.data.token_store import IntArray, TokenizedDocument, TokenStore
 from plinth_workloads.data.tokenize import tokenize_examples
-from plinth_workloads.models.tokenizers import load_tokenizer, train_tokenizer
+from plinth_workloads.models.tokenizers import load_tokenizer, put_marks, train_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 class DataRecipe:
     """Documents of tokens, packed into rows, with the token that follows as the label."""
+
+    puts_marks = False
+    """Whether the tokenizer puts the marks that it has around a text by itself."""
 
     def __init__(self, run: TrainRun) -> None:
         self.run = run
@@ -53,7 +56,10 @@ class DataRecipe:
             partial = cache / "tokenizer.tmp"
             train_tokenizer(texts, model.tokenizer_vocab_size, partial, self.special_tokens())
             partial.rename(folder)
-        return load_tokenizer(folder, model.uri or model.tokenizer_uri or self.run.name)
+        tokenizer = load_tokenizer(folder, model.uri or model.tokenizer_uri or self.run.name)
+        if self.puts_marks:
+            put_marks(tokenizer)
+        return tokenizer
 
     def vocabulary_size(self, tokenizer: Any) -> int:
         """How many different numbers a document can hold."""

@@ -13,6 +13,7 @@ import fsspec
 
 from plinth_api.run import RunSource
 from plinth_workloads.errors import UserError
+from plinth_workloads.object_stores import explained
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -71,18 +72,15 @@ def source_files(uri: str, endings: Collection[str] | None = None) -> list[str]:
         UserError: DatasetNotFound where there is none, AccessDenied where the storage refuses.
     """
     try:
-        filesystem, path = fsspec.core.url_to_fs(uri)
-        if any(wildcard in path for wildcard in "*?["):
-            paths = filesystem.glob(path)
-        elif filesystem.isdir(path):
-            paths = [found for found in filesystem.find(path) if _counts(found, endings)]
-        else:
-            paths = [path] if filesystem.exists(path) else []
-    except PermissionError as error:
-        raise UserError(
-            "AccessDenied", f"{uri} refuses access ({error}); check the credentials in secretRef"
-        ) from error
-    except (ImportError, ValueError) as error:
+        with explained(uri, "the source's secretRef", "DatasetNotFound"):
+            filesystem, path = fsspec.core.url_to_fs(uri)
+            if any(wildcard in path for wildcard in "*?["):
+                paths = filesystem.glob(path)
+            elif filesystem.isdir(path):
+                paths = [found for found in filesystem.find(path) if _counts(found, endings)]
+            else:
+                paths = [path] if filesystem.exists(path) else []
+    except ImportError as error:
         raise UserError("DatasetNotFound", f"{uri} cannot be opened: {error}") from error
     files = [filesystem.unstrip_protocol(found) for found in sorted(paths) if not filesystem.isdir(found)]
     if not files:

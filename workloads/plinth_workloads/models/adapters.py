@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from plinth_api.adaptation import DoRA, LoRA, Method
@@ -68,11 +69,18 @@ def attach(
 
 
 def adapter_base_uri(folder: Path) -> str | None:
-    """The base model's URI, where the folder holds an adapter; None where it holds a model."""
+    """The base model's URI, where the folder holds an adapter; None where it holds a model.
+
+    Raises:
+        UserError: ModelLoadFailed where the adapter does not say it.
+    """
     path = folder / ADAPTER_CONFIG
     if not path.exists():
         return None
-    base: str = json.loads(path.read_text())["base_model_name_or_path"]
+    try:
+        base: str = json.loads(path.read_text())["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError("ModelLoadFailed", f"{path} does not name the base model: {error!r}") from error
     return base
 
 
@@ -85,12 +93,10 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> Any:
     """The model with the adapter of a folder attached.
 
     Raises:
-        UserError: ModelLoadFailed where the adapter is for another model, or has no safetensors.
+        UserError: ModelLoadFailed where the adapter is for another model.
     """
     from peft import PeftConfig, PeftModel
 
-    if not (folder / ADAPTER_WEIGHTS).exists():
-        raise UserError("ModelLoadFailed", f"{folder} has no {ADAPTER_WEIGHTS}; other formats are not loaded")
     try:
         config: Any = PeftConfig.from_pretrained(str(folder))
         if not hasattr(model, "prepare_inputs_for_generation"):
@@ -102,13 +108,25 @@ def load_adapter(model: "PreTrainedModel", folder: Path) -> Any:
         raise UserError("ModelLoadFailed", f"{folder}: the adapter does not fit the model: {first}") from error
 
 
+def _check_weights(path: Path) -> None:
+    if not path.exists():
+        raise UserError("ModelLoadFailed", f"{path.parent} has no {path.name}; other formats are not loaded")
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        size = path.stat().st_size
+        raise UserError("ModelLoadFailed", f"{path} ({size:,} bytes) is damaged: {error}; copy it anew") from error
+
+
 def with_adapter(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
     """The model that was trained: the adapter of a folder merged in, or its virtual tokens put before.
 
     Raises:
-        UserError: ModelLoadFailed, as for `load_adapter`.
+        UserError: ModelLoadFailed where it is for another model, is damaged, or has no safetensors.
     """
-    if holds_virtual_tokens(folder) and (folder / ADAPTER_WEIGHTS).exists():
+    _check_weights(folder / ADAPTER_WEIGHTS)
+    if holds_virtual_tokens(folder):
         return load_virtual_tokens(model, folder)
     adapted: PreTrainedModel = merged(load_adapter(model, folder))
     # peft froze them, and a job that starts from the adapter may train all weights.

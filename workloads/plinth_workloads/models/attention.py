@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plinth_workloads.models.modes import in_evaluation
+
 IMPLEMENTATION = "plinth_documents"
 _STARTS = torch.uint8
 """The type by which starts of documents are told from a mask of scores, which is bool or float."""
@@ -21,7 +23,6 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-@torch.no_grad()
 def attend_within_documents(model: Any) -> bool:
     """Let a model on a CPU attend document by document, if that gives the numbers that it gives now.
 
@@ -37,16 +38,13 @@ def attend_within_documents(model: Any) -> bool:
         return False
     AttentionInterface.register(IMPLEMENTATION, document_attention_forward)
     AttentionMaskInterface.register(IMPLEMENTATION, starts_of_documents)
-    was_training = model.training
-    model.eval()
     try:
-        before = _logits_of_two_documents(model)
-        model.set_attn_implementation(IMPLEMENTATION)
-        same = torch.allclose(_logits_of_two_documents(model), before, rtol=1e-4, atol=1e-4)
+        with in_evaluation(model):
+            before = _logits_of_two_documents(model)
+            model.set_attn_implementation(IMPLEMENTATION)
+            same = torch.allclose(_logits_of_two_documents(model), before, rtol=1e-4, atol=1e-4)
     except (AttributeError, TypeError, ValueError, RuntimeError, KeyError):
         same = False
-    finally:
-        model.train(was_training)
     if not same:
         model.set_attn_implementation("sdpa")
     return same

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from plinth_workloads.data.loader import IGNORED
 from plinth_workloads.errors import UserError
 from plinth_workloads.models.catalog import CAUSAL_LM
+from plinth_workloads.models.modes import in_evaluation
 from plinth_workloads.objectives.chunked_loss import chunked_cross_entropy, hidden_before_head, logit_transform
 from plinth_workloads.objectives.objective import Objective
 
@@ -48,7 +49,6 @@ class CausalLMLoss(nn.Module):
         )
 
 
-@torch.no_grad()
 def documents_stay_apart(model: Any) -> bool:
     """Whether the model's attention stops where position ids restart; some architectures ignore them.
 
@@ -62,17 +62,14 @@ def documents_stay_apart(model: Any) -> bool:
     positions_BT = torch.arange(4, device=device).repeat(2)[None]
     ids_BT = torch.arange(1, 9, device=device)[None]
     others_BT = torch.cat([ids_BT[:, :4] + 8, ids_BT[:, 4:]], dim=1)
-    was_training = model.training
-    model.eval()
     try:
-        first, second = (
-            model(input_ids=ids, position_ids=positions_BT, attention_mask=None, use_cache=False).logits[:, 4:]
-            for ids in (ids_BT, others_BT)
-        )
+        with in_evaluation(model):
+            first, second = (
+                model(input_ids=ids, position_ids=positions_BT, attention_mask=None, use_cache=False).logits[:, 4:]
+                for ids in (ids_BT, others_BT)
+            )
     except TypeError:
         return False
-    finally:
-        model.train(was_training)
     return torch.allclose(first, second, rtol=1e-4, atol=1e-5)
 
 

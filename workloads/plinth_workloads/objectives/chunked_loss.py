@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from plinth_workloads.data.loader import IGNORED
+from plinth_workloads.models.modes import in_evaluation
 
 CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
 """Most logits at once: 64 MiB in fp32 on a CPU, where larger ones leave the caches; larger products keep a GPU busy."""
@@ -85,7 +88,6 @@ def hidden_before_head(model: Any, **inputs: Any) -> Tensor:
     return hidden_BTH
 
 
-@torch.no_grad()
 def logit_transform(model: Any) -> LogitTransform | None:
     """What the model does to its logits, proved by logits put in the place of the head's; None where it is not known.
 
@@ -98,17 +100,13 @@ def logit_transform(model: Any) -> LogitTransform | None:
     weight_VH = head.weight
     wide_V = torch.linspace(-_PROBED_RANGE, _PROBED_RANGE, weight_VH.shape[0], device=weight_VH.device)
     ids_BT = torch.arange(4, device=weight_VH.device)[None] % weight_VH.shape[0]
-    was_training = model.training
-    model.eval()
     try:
-        with _replaced_head(head, wide_V) as calls:
+        with in_evaluation(model), _replaced_head(head, wide_V) as calls:
             logits_BTV = model(
                 input_ids=ids_BT, position_ids=torch.arange(4, device=ids_BT.device)[None], use_cache=False
             ).logits
     except (TypeError, RuntimeError, AttributeError):
         return None
-    finally:
-        model.train(was_training)
     if len(calls.hidden) != 1 or calls.hidden[0].shape[:-1] != logits_BTV.shape[:-1]:
         return None
     known = _known_transform(model.config.get_text_config())
@@ -153,20 +151,59 @@ def chunked_cross_entropy(
     limit = chunk_logits or CHUNK_LOGITS.get(hidden_NH.device.type, CHUNK_LOGITS["cpu"])
     size = max(1, limit // _vocabulary(head))
     if type(head) is nn.Linear:
+        part = _part_of(head.weight)
         return _LinearCrossEntropy.apply(
-            hidden_NH, head.weight, head.bias, labels_N, transform, size, torch.is_grad_enabled()
+            hidden_NH, _own(head.weight), _own(head.bias), labels_N, transform, part, size, torch.is_grad_enabled()
         )
     total = torch.zeros((), device=hidden_NH.device)
     for start in range(0, max(1, len(labels_N)), size):
-        part = slice(start, start + size)
+        chunk = slice(start, start + size)
         total = total + checkpoint(
-            _cross_entropy, hidden_NH[part], head, labels_N[part], transform, use_reentrant=False
+            _cross_entropy, hidden_NH[chunk], head, labels_N[chunk], transform, use_reentrant=False
         )
     return total
 
 
 def _vocabulary(head: Any) -> int:
-    return int(head.weight.shape[0])
+    """The most tokens whose logits one process computes."""
+    whole = int(head.weight.shape[0])
+    return -(-whole // head.weight.device_mesh.size()) if isinstance(head.weight, DTensor) else whole
+
+
+def _own(weight: Tensor | None) -> Tensor | None:
+    """The rows of the head that this process has."""
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+@dataclass(frozen=True, slots=True)
+class _VocabularyPart:
+    """The tokens whose rows of the head this process has, where tensor parallelism has split it.
+
+    Attributes:
+        group: The processes that have the others.
+        first: Id of its first token.
+    """
+
+    group: dist.ProcessGroup
+    first: int
+
+    def log_sum(self, log_sum_N1: Tensor) -> Tensor:
+        """The log sum exp over the vocabulary, from that over the own tokens."""
+        largest_N1 = log_sum_N1.clone()
+        dist.all_reduce(largest_N1, dist.ReduceOp.MAX, group=self.group)
+        return largest_N1 + self.sum((log_sum_N1 - largest_N1).exp()).log()
+
+    def sum(self, value: Tensor) -> Tensor:
+        """A tensor summed over the processes, in place."""
+        dist.all_reduce(value, group=self.group)
+        return value
+
+
+def _part_of(weight: Tensor) -> _VocabularyPart | None:
+    if not isinstance(weight, DTensor):
+        return None
+    mesh = weight.device_mesh
+    return _VocabularyPart(mesh.get_group(), -(-weight.shape[0] // mesh.size()) * mesh.get_local_rank())
 
 
 def _cross_entropy(hidden_NH: Tensor, head: nn.Module, labels_N: Tensor, transform: LogitTransform) -> Tensor:
@@ -185,6 +222,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias_V: Tensor | None,
         labels_N: Tensor,
         transform: LogitTransform,
+        part: _VocabularyPart | None,
         size: int,
         with_gradients: bool,
     ) -> Tensor:
@@ -192,7 +230,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight_VH.dtype
         needed = [with_gradients and wanted for wanted in ctx.needs_input_grad[:3]]
         with torch.autocast(kind, enabled=False):
-            chunks = _Chunks(hidden_NH.to(dtype), weight_VH.to(dtype), bias_V, transform, min(size, len(labels_N)))
+            chunks = _Chunks(
+                hidden_NH.to(dtype), weight_VH.to(dtype), bias_V, transform, part, min(size, len(labels_N))
+            )
             grads = [
                 torch.zeros_like(hidden_NH) if needed[0] else None,
                 # Chunks are summed in float32, as a product over all tokens is.
@@ -202,6 +242,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total = torch.zeros((), device=hidden_NH.device)
             for start in range(0, len(labels_N), size):
                 total += chunks.loss(slice(start, start + size), labels_N, grads)
+            if part is not None and grads[0] is not None:
+                part.sum(grads[0])
         ctx.grads = [
             None if grad is None else grad.to(of.dtype)  # type: ignore[union-attr]
             for grad, of in zip(grads, (hidden_NH, weight_VH, bias_V), strict=True)
@@ -214,16 +256,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scaled = [None if kept is None else kept.mul_(grad.to(kept.dtype)) for kept in ctx.grads]
         # They are scaled in place, so a second pass would scale them twice.
         del ctx.grads
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 class _Chunks:
     """Buffers that the chunks share: memory that is given back is zeroed by the kernel each time it is asked for."""
 
     def __init__(
-        self, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, transform: LogitTransform, size: int
+        self,
+        hidden_NH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        transform: LogitTransform,
+        part: _VocabularyPart | None,
+        size: int,
     ) -> None:
-        self._hidden_NH, self._weight_VH, self._bias_V, self._transform = hidden_NH, weight_VH, bias_V, transform
+        self._hidden_NH, self._weight_VH, self._bias_V = hidden_NH, weight_VH, bias_V
+        self._transform, self._part = transform, part
         shape = (size, weight_VH.shape[0])
         self._logits = torch.empty(shape, dtype=torch.float32, device=hidden_NH.device)
         self._gradient = torch.empty_like(self._logits)
@@ -242,18 +291,30 @@ class _Chunks:
             logits_NV += self._bias_V
         self._transform.apply_(logits_NV)
         learned_N1 = labels_N1 != IGNORED
-        targets_N1 = labels_N1.clamp(min=0)
+        targets_N1, present_N1 = self._targets(labels_N1)
         torch.softmax(logits_NV, -1, out=gradient_NV)
         # log sum exp from the likeliest token, whose probability is never too small for a logarithm.
         top_N1, likeliest_N1 = gradient_NV.max(-1, keepdim=True)
         log_sum_N1 = logits_NV.gather(1, likeliest_N1) - top_N1.log()
-        losses_N1 = (log_sum_N1 - logits_NV.gather(1, targets_N1)) * learned_N1
+        of_targets_N1 = logits_NV.gather(1, targets_N1) * present_N1
+        if self._part is not None:
+            own_N1, log_sum_N1 = log_sum_N1, self._part.log_sum(log_sum_N1)
+            gradient_NV.mul_((own_N1 - log_sum_N1).exp())
+            self._part.sum(of_targets_N1)
+        losses_N1 = (log_sum_N1 - of_targets_N1) * learned_N1
         if any(grad is not None for grad in grads):
-            gradient_NV.scatter_add_(1, targets_N1, torch.full_like(top_N1, -1.0))
+            gradient_NV.scatter_add_(1, targets_N1, -present_N1)
             gradient_NV.mul_(learned_N1)
             self._through_transform(logits_NV, gradient_NV)
             self._add_gradients(part, hidden_NH, gradient_NV, grads)
         return losses_N1.sum()
+
+    def _targets(self, labels_N1: Tensor) -> tuple[Tensor, Tensor]:
+        """The logit of each label among those of this process, and 1.0 where it has it."""
+        first = self._part.first if self._part is not None else 0
+        last = self._logits.shape[1] - 1
+        targets_N1 = (labels_N1 - first).clamp(0, last)
+        return targets_N1, (targets_N1 + first == labels_N1).to(self._logits.dtype)
 
     def _through_transform(self, logits_NV: Tensor, gradient_NV: Tensor) -> None:
         """The gradient of the transformed logits to that of the head's; uses the logits up."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from plinth_api.adaptation import Classification as Settings
 from plinth_api.run import RunSource, TrainRun
 from plinth_workloads.data.labelled import numbers_of, read_labelled
-from plinth_workloads.data.loader import IGNORED, Batch, Draw
+from plinth_workloads.data.loader import IGNORED, Batch, Draw, padded, padded_texts
 from plinth_workloads.data.packing import EpochPlan, PieceRows, Segment
 from plinth_workloads.data.recipe import DataRecipe
 from plinth_workloads.data.token_store import IntArray, TokenizedDocument, TokenStore
@@ -161,21 +161,16 @@ class _TextRows:
     def batch(self, rows: Sequence[Sequence[Segment]], draws: Sequence[Draw]) -> Batch:
         """The tensors of some texts; nothing in them is random."""
         read = [self._read(row) for row in rows]
-        width = self._width or max(1, *(len(codes) for codes, _ in read))
-        ids = np.full((len(rows), width), self._pad_id, np.int64)
-        types, mask = np.zeros_like(ids), np.zeros_like(ids)
+        ids_BT, mask_BT = padded_texts([codes // 2 for codes, _ in read], self._pad_id, self._width)
+        types_BT = padded([codes % 2 for codes, _ in read], ids_BT.shape[1], 0)
         labels = np.zeros((len(rows), self._num_labels), np.bool_)
-        # A row in which nothing may be looked at has no softmax.
-        mask[:, 0] = 1
-        for index, (codes, numbers) in enumerate(read):
-            ids[index, : len(codes)], types[index, : len(codes)] = codes // 2, codes % 2
-            mask[index, : len(codes)] = 1
+        for index, (_, numbers) in enumerate(read):
             labels[index, numbers] = True
         is_text = torch.tensor([len(row) > 0 for row in rows])
         inputs = {
-            "input_ids_BT": torch.from_numpy(ids),
-            "attention_mask_BT": torch.from_numpy(mask),
-            "token_type_ids_BT": torch.from_numpy(types),
+            "input_ids_BT": ids_BT,
+            "attention_mask_BT": mask_BT,
+            "token_type_ids_BT": types_BT,
             "labels_BL": torch.from_numpy(labels),
             "is_text_B": is_text,
         }

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from plinth_api.objectives import ContrastiveText as Settings
 from plinth_api.run import TrainRun
 from plinth_workloads.data.formats import Example
-from plinth_workloads.data.loader import Batch, Draw
+from plinth_workloads.data.loader import Batch, Draw, padded_texts
 from plinth_workloads.data.packing import EpochPlan, PieceRows, Segment
 from plinth_workloads.data.recipe import DataRecipe
 from plinth_workloads.data.token_store import IntArray, TokenizedDocument, TokenStore
@@ -212,24 +212,15 @@ class _PairRows:
         """The tensors of some pairs; nothing in them is random."""
         pairs = [self._texts(row) for row in rows]
         texts = [pair[0] for pair in pairs] + [pair[1] for pair in pairs]
-        width = self._width or max(map(len, texts))
-        ids = np.full((len(texts), width), self._pad_id, np.int64)
-        mask = np.zeros((len(texts), width), np.int64)
-        for index, text in enumerate(texts):
-            ids[index, : len(text)] = text
-            mask[index, : len(text)] = 1
+        ids_2BT, mask_2BT = padded_texts(texts, self._pad_id, self._width)
         is_pair = torch.tensor([len(row) > 0 for row in rows])
-        inputs = {
-            "input_ids_2BT": torch.from_numpy(ids),
-            "attention_mask_2BT": torch.from_numpy(mask),
-            "is_pair_B": is_pair,
-        }
+        inputs = {"input_ids_2BT": ids_2BT, "attention_mask_2BT": mask_2BT, "is_pair_B": is_pair}
         num_tokens = sum(segment.stop - segment.start for row in rows for segment in row)
         return Batch(inputs, num_tokens, int(is_pair.sum()))
 
     def _texts(self, row: Sequence[Segment]) -> tuple[IntArray, IntArray]:
         if not row:
-            nothing = np.array([self._pad_id], np.int64)
+            nothing = np.zeros(0, np.int64)
             return nothing, nothing
         assert self._store.targets is not None
         offset = int(self._store.offsets[row[0].document])

@@ -2,7 +2,8 @@
 
 A document's numbers are the tokens of three texts, the last of which may be missing: id x 3 + part.
 
-Shapes: B queries of this process, N queries of all processes, T tokens, D dimensions.
+Shapes: B queries of this process, M texts of this process (two or three times B), N queries of all processes, T tokens,
+D dimensions.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,12 +16,11 @@ import torch
 from torch import Tensor
 
 from plinth_api.run import RunSource
-from plinth_workloads.data.loader import Batch, Draw
+from plinth_workloads.data.loader import Batch, Draw, padded_texts
 from plinth_workloads.data.packing import EpochPlan, PieceRows, Segment
 from plinth_workloads.data.paired import read_pairs
 from plinth_workloads.data.recipe import DataRecipe
 from plinth_workloads.data.token_store import IntArray, TokenizedDocument, TokenStore
-from plinth_workloads.models.tokenizers import put_marks
 from plinth_workloads.objectives.contrastive_text import ContrastiveLoss, ContrastiveText, Partners
 
 if TYPE_CHECKING:
@@ -47,22 +47,23 @@ class EmbeddingLoss(ContrastiveLoss):
     """A text model with the loss of `ContrastiveLoss`, in which a query has to pass over negatives as well."""
 
     def compute(  # type: ignore[override]
-        self, input_ids_3BT: Tensor, attention_mask_3BT: Tensor, is_pair_B: Tensor, is_negative_B: Tensor
+        self, input_ids_MT: Tensor, attention_mask_MT: Tensor, is_pair_B: Tensor, is_negative_B: Tensor
     ) -> dict[str, Tensor]:
         """Loss, queries whose nearest text is their positive, and reciprocal ranks of the positives, summed.
 
         Args:
-            input_ids_3BT: All queries, then their positives, then their negatives.
-            attention_mask_3BT: 1 for tokens, 0 for padding.
+            input_ids_MT: All queries, then their positives, then, if the data has some, their negatives.
+            attention_mask_MT: 1 for tokens, 0 for padding.
             is_pair_B: False for padding, which is nobody's partner.
             is_negative_B: Whether a query has a negative.
         """
-        query_BD, positive_BD, negative_BD = self.embedded(input_ids_3BT, attention_mask_3BT).chunk(_PARTS)
+        query_BD, positive_BD, *negative_BD = self.embedded(input_ids_MT, attention_mask_MT).split(len(is_pair_B))
         pairs = Partners.of(is_pair_B, self.training)
-        negatives = Partners.of(is_negative_B, self.training)
-        positive_logits_BN = pairs.masked(query_BD @ pairs.gathered(positive_BD).T / self.temperature)
-        negative_logits_BN = negatives.masked(query_BD @ negatives.gathered(negative_BD).T / self.temperature)
-        to_texts = torch.cat([positive_logits_BN, negative_logits_BN], dim=1)
+        to_texts = pairs.masked(query_BD @ pairs.gathered(positive_BD).T / self.temperature)
+        for texts_BD in negative_BD:
+            negatives = Partners.of(is_negative_B, self.training)
+            logits_BN = negatives.masked(query_BD @ negatives.gathered(texts_BD).T / self.temperature)
+            to_texts = torch.cat([to_texts, logits_BN], dim=1)
         to_queries_BN = pairs.masked(positive_BD @ pairs.gathered(query_BD).T / self.temperature)
         own_B1 = to_texts.detach().gather(1, pairs.mine_B[:, None])
         rank_B = 1 + (to_texts.detach() > own_B1).sum(1)
@@ -76,11 +77,7 @@ class EmbeddingLoss(ContrastiveLoss):
 class _QueryRecipe(DataRecipe):
     """A row for each query."""
 
-    def processor(self, base_folder: Path | None, cache: Path) -> Any:
-        """The tokenizer, which puts the marks that it has around a text by itself."""
-        tokenizer = super().processor(base_folder, cache)
-        put_marks(tokenizer)
-        return tokenizer
+    puts_marks = True
 
     def vocabulary_size(self, tokenizer: Any) -> int:
         """Every token in each part."""
@@ -120,22 +117,18 @@ class _QueryRows:
 
     def __init__(self, store: TokenStore, pad_id: int, width: int | None) -> None:
         self._store, self._pad_id, self._width = store, pad_id, width
+        # Of the whole data, for every worker has to compute as many texts.
+        self._num_parts = _PARTS if _has_negatives(store) else _PARTS - 1
 
     def batch(self, rows: Sequence[Sequence[Segment]], draws: Sequence[Draw]) -> Batch:
         """The tensors of some queries; nothing in them is random."""
         read = [self._texts(row) for row in rows]
-        texts = [parts[part] for part in range(_PARTS) for parts in read]
-        width = self._width or max(1, *map(len, texts))
-        ids = np.full((len(texts), width), self._pad_id, np.int64)
-        mask = np.zeros_like(ids)
-        # A text in which nothing may be looked at has no softmax, and no mean.
-        mask[:, 0] = 1
-        for index, text in enumerate(texts):
-            ids[index, : len(text)], mask[index, : len(text)] = text, 1
+        texts = [parts[part] for part in range(self._num_parts) for parts in read]
+        ids_MT, mask_MT = padded_texts(texts, self._pad_id, self._width)
         is_pair = torch.tensor([len(row) > 0 for row in rows])
         inputs = {
-            "input_ids_3BT": torch.from_numpy(ids),
-            "attention_mask_3BT": torch.from_numpy(mask),
+            "input_ids_MT": ids_MT,
+            "attention_mask_MT": mask_MT,
             "is_pair_B": is_pair,
             "is_negative_B": torch.tensor([len(parts[2]) > 0 for parts in read]),
         }
@@ -147,3 +140,9 @@ class _QueryRows:
         offset = int(self._store.offsets[row[0].document])
         tokens, parts = np.divmod(self._store.tokens[offset : offset + row[0].stop].astype(np.int64), _PARTS)
         return [tokens[parts == part] for part in range(_PARTS)]
+
+
+def _has_negatives(store: TokenStore) -> bool:
+    negative, size = _PARTS - 1, 2**20
+    parts = (store.tokens[start : start + size] % _PARTS for start in range(0, len(store.tokens), size))
+    return any(bool((part == negative).any()) for part in parts)

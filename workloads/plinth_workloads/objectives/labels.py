@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from plinth_api.run import TrainRun
 from plinth_workloads.data.labelled import find_labels, listed
 from plinth_workloads.data.prepare import PreparedData
 from plinth_workloads.data.recipe import DataRecipe
 from plinth_workloads.data.token_store import IntArray, TokenStore
 from plinth_workloads.errors import UserError
-from plinth_workloads.models.tokenizers import put_marks
 from plinth_workloads.objectives.objective import Objective
 
 
@@ -25,7 +25,7 @@ class LabelObjective(Objective):
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels, by their numbers; known once the data is prepared."""
-        return find_labels(self.run, Path(self.run.work_dir) / "cache")
+        return _labels_of(self.run)
 
     def implied_config(self, tokenizer: Any) -> Mapping[str, Any]:
         """The labels, and the token by which some heads find the end of a text."""
@@ -45,21 +45,16 @@ class LabelObjective(Objective):
 class LabelRecipe(DataRecipe):
     """Rows with labels, of which each document of tokens holds the numbers."""
 
+    puts_marks = True
+
     def special_tokens(self) -> Mapping[str, str]:
         """The marks of a text's beginning and end."""
         return {"cls_token": "<|cls|>", "sep_token": "<|sep|>"}
 
-    def processor(self, base_folder: Path | None, cache: Path) -> Any:
-        """The tokenizer, which puts the marks that it has around a text by itself."""
-        tokenizer = super().processor(base_folder, cache)
-        put_marks(tokenizer)
-        return tokenizer
-
     @cached_property
     def numbers(self) -> dict[str, int]:
         """The number of each label."""
-        labels = find_labels(self.run, Path(self.run.work_dir) / "cache")
-        return {label: number for number, label in enumerate(labels)}
+        return {label: number for number, label in enumerate(_labels_of(self.run))}
 
     def labels_in(self, store: TokenStore, documents: IntArray) -> set[int]:
         """The numbers of the labels that some documents have."""
@@ -78,6 +73,10 @@ class LabelRecipe(DataRecipe):
                 f"spec.data.validation.fraction has kept out every example of {listed([names[at] for at in unseen])}, "
                 "so that none is left to train on; give more of them, validation.sources, or another training.seed",
             )
+
+
+def _labels_of(run: TrainRun) -> tuple[str, ...]:
+    return find_labels(run, Path(run.work_dir) / "cache")
 
 
 def confusion(predicted_NL: Tensor, true_NL: Tensor) -> dict[str, Tensor]:

@@ -16,12 +16,13 @@ from plinth_api.objective_rules import NEXT_SENTENCE_METRIC
 from plinth_api.objectives import MaskedLM as Settings
 from plinth_api.run import TrainRun
 from plinth_workloads.data.formats import Example
-from plinth_workloads.data.loader import IGNORED, Batch, Draw
+from plinth_workloads.data.loader import IGNORED, Batch, Draw, padded
 from plinth_workloads.data.masking import Masker
 from plinth_workloads.data.packing import ConcatenatedRows, EpochPlan, PieceRows, Segment
 from plinth_workloads.data.recipe import DataRecipe
 from plinth_workloads.data.token_store import IntArray, TokenizedDocument, TokenStore
 from plinth_workloads.errors import UserError
+from plinth_workloads.models.modes import in_evaluation
 from plinth_workloads.objectives.objective import MeasuredLoss, Objective
 
 if TYPE_CHECKING:
@@ -159,7 +160,6 @@ def _placement(documents_BT: Tensor, position_ids_BT: Tensor, first_position: in
     return {"attention_mask": together_B1TT, "position_ids": position_ids_BT + first_position}
 
 
-@torch.no_grad()
 def packed_first_position(model: Any) -> int | None:
     """The position id of a first token with which documents in one row give what they give alone.
 
@@ -173,18 +173,15 @@ def packed_first_position(model: Any) -> int | None:
     padding = getattr(model.config, "pad_token_id", None)
     ids_BT = torch.tensor([[token for token in range(9) if token != padding][1:8]])
     documents_BT, positions_BT = torch.tensor([[0, 0, 0, 1, 1, 1, 1]]), torch.tensor([[0, 1, 2, 0, 1, 2, 3]])
-    was_training = model.training
-    model.eval()
     try:
-        alone = torch.cat([_token_logits(model(input_ids=part)) for part in (ids_BT[:, :3], ids_BT[:, 3:])], dim=1)
-        for first in (0, *(() if padding is None else (padding + 1,))):
-            packed = _token_logits(model(input_ids=ids_BT, **_placement(documents_BT, positions_BT, first)))
-            if torch.allclose(alone, packed, rtol=1e-4, atol=1e-5):
-                return first
+        with in_evaluation(model):
+            alone = torch.cat([_token_logits(model(input_ids=part)) for part in (ids_BT[:, :3], ids_BT[:, 3:])], dim=1)
+            for first in (0, *(() if padding is None else (padding + 1,))):
+                packed = _token_logits(model(input_ids=ids_BT, **_placement(documents_BT, positions_BT, first)))
+                if torch.allclose(alone, packed, rtol=1e-4, atol=1e-5):
+                    return first
     except (TypeError, ValueError, IndexError, RuntimeError):
         return None
-    finally:
-        model.train(was_training)
     return None
 
 
@@ -285,10 +282,7 @@ class _MaskedRows:
         inputs = {}
         for name in made[0]:
             if name.endswith("_BT"):
-                whole = np.full((len(made), width), fill.get(name, 0), np.int64)
-                for index, row in enumerate(made):
-                    whole[index, : used[index]] = row[name]
-                inputs[name] = torch.from_numpy(whole)
+                inputs[name] = padded([row[name] for row in made], width, fill.get(name, 0))
             else:
                 inputs[name] = torch.tensor([int(row[name]) for row in made])
         # A row in which nothing may be looked at has no softmax.

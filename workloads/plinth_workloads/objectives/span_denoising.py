@@ -8,14 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from plinth_api.objectives import SpanDenoising as Settings
 from plinth_api.run import TrainRun
 from plinth_workloads.data.formats import Example
-from plinth_workloads.data.loader import IGNORED, Batch, Draw
+from plinth_workloads.data.loader import IGNORED, Batch, Draw, padded
 from plinth_workloads.data.packing import EpochPlan, PieceRows, Segment
 from plinth_workloads.data.recipe import DataRecipe
 from plinth_workloads.data.token_store import IntArray, TokenizedDocument, TokenStore
@@ -170,15 +169,14 @@ class _SpanRows:
         made = [self._row(row, draw) for row, draw in zip(rows, draws, strict=True)]
         sources, targets = [source for source, _ in made], [target for _, target in made]
         width_S, width_T = self._widths or (max(map(len, sources)), max(map(len, targets)))
-        labels_BT = _padded(targets, width_T, IGNORED)
+        labels_BT = padded(targets, width_T, IGNORED)
         inputs = {
-            "input_ids_BS": _padded(sources, width_S, self._pad),
-            "attention_mask_BS": _padded([np.ones(len(source), np.int64) for source in sources], width_S, 0),
+            "input_ids_BS": padded(sources, width_S, self._pad),
+            "attention_mask_BS": padded([np.ones(len(source), np.int64) for source in sources], width_S, 0),
             "labels_BT": labels_BT,
         }
         num_tokens = sum(segment.stop - segment.start for row in rows for segment in row)
-        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-        return Batch(tensors, num_tokens, int((labels_BT != IGNORED).sum()))
+        return Batch(inputs, num_tokens, int((labels_BT != IGNORED).sum()))
 
     def _row(self, row: Sequence[Segment], draw: Draw) -> tuple[IntArray, IntArray]:
         """What the encoder reads, with sentinels for spans; what the decoder writes, each span after its sentinel."""
@@ -197,10 +195,3 @@ class _SpanRows:
             target += [np.array([sentinel]), tokens[at + num_kept : at + num_kept + num_replaced]]
             at += num_kept + num_replaced
         return np.concatenate([*source, tokens[at:], end]), np.concatenate([*target, end])
-
-
-def _padded(rows: Sequence[IntArray], width: int, fill: int) -> IntArray:
-    whole = np.full((len(rows), width), fill, np.int64)
-    for index, row in enumerate(rows):
-        whole[index, : len(row)] = row
-    return whole

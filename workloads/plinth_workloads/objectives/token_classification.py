@@ -18,7 +18,7 @@ from torch import Tensor
 
 from plinth_api.run import RunSource
 from plinth_workloads.data.labelled import LabelledRow, numbers_of, read_labelled
-from plinth_workloads.data.loader import IGNORED, Batch, Draw
+from plinth_workloads.data.loader import IGNORED, Batch, Draw, padded, padded_texts
 from plinth_workloads.data.packing import EpochPlan, PieceRows, Segment
 from plinth_workloads.data.recipe import DataRecipe
 from plinth_workloads.data.token_store import IntArray, TokenizedDocument, TokenStore
@@ -199,20 +199,17 @@ class _WordRows:
 
     def batch(self, rows: Sequence[Sequence[Segment]], draws: Sequence[Draw]) -> Batch:
         """The tensors of some texts; nothing in them is random."""
-        used = [sum(segment.stop - segment.start for segment in row) for row in rows]
-        width = self._width or max(1, *used)
-        ids = np.full((len(rows), width), self._pad_id, np.int64)
-        mask, labels = np.zeros_like(ids), np.full_like(ids, IGNORED)
-        # A row in which nothing may be looked at has no softmax.
-        mask[:, 0] = 1
-        for index, row in enumerate(rows):
-            if row:
-                offset = int(self._store.offsets[row[0].document]) + row[0].start
-                tokens, codes = np.divmod(
-                    self._store.tokens[offset : offset + used[index]].astype(np.int64), self._num_codes
-                )
-                ids[index, : used[index]], mask[index, : used[index]] = tokens, 1
-                labels[index, : used[index]] = np.where(codes > 0, codes - 1, IGNORED)
-        inputs = {"input_ids_BT": ids, "attention_mask_BT": mask, "labels_BT": labels}
-        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-        return Batch(tensors, sum(used), int((labels != IGNORED).sum()))
+        read = [self._read(row) for row in rows]
+        ids_BT, mask_BT = padded_texts([tokens for tokens, _ in read], self._pad_id, self._width)
+        labels_BT = padded([labels for _, labels in read], ids_BT.shape[1], IGNORED)
+        inputs = {"input_ids_BT": ids_BT, "attention_mask_BT": mask_BT, "labels_BT": labels_BT}
+        return Batch(inputs, sum(len(tokens) for tokens, _ in read), int((labels_BT != IGNORED).sum()))
+
+    def _read(self, row: Sequence[Segment]) -> tuple[IntArray, IntArray]:
+        """Tokens and labels of a text."""
+        if not row:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        offset = int(self._store.offsets[row[0].document])
+        stored = self._store.tokens[offset + row[0].start : offset + row[0].stop].astype(np.int64)
+        tokens, codes = np.divmod(stored, self._num_codes)
+        return tokens, np.where(codes > 0, codes - 1, IGNORED)

@@ -17,7 +17,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_state_di
 from torch.distributed.checkpoint.state_dict_saver import save as save_state_dict
 
 from plinth_workloads.errors import UserError
-from plinth_workloads.train.integrity import CHECKSUMS, write_checksums
+from plinth_workloads.train.integrity import CHECKSUMS, STATE, write_checksums
+from plinth_workloads.train.object_store import ObjectStore
 from plinth_workloads.train.parallel import Workers
 from plinth_workloads.train.shards import ShardWriter
 from plinth_workloads.train.staging import HostBuffers
 
-_STATE = "state.json"
 _DAMAGED = ".damaged"
 _COMPLETE = re.compile(r"step-(\d+)")
 _NO_SPACE = {errno.ENOSPC: "no space is left", errno.EDQUOT: "the quota is used up", errno.EFBIG: "a file may not grow"}
@@ -43,18 +43,25 @@ _NO_SPACE = {errno.ENOSPC: "no space is left", errno.EDQUOT: "the quota is used 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A complete checkpoint."""
+    """A complete checkpoint.
+
+    Attributes:
+        step: Of the training.
+        folder: Of its files.
+        stored_at: Its URI in an object store, of which the folder is a copy; empty where there is none.
+    """
 
     step: int
     folder: Path
+    stored_at: str = ""
 
     @property
     def uri(self) -> str:
-        """file:///..."""
-        return f"file://{self.folder}"
+        """file:///..., s3://..."""
+        return self.stored_at or f"file://{self.folder}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SavedCheckpoint(Checkpoint):
     """A checkpoint that this process has just saved.
 
@@ -71,7 +78,7 @@ def complete_checkpoints(folder: Path) -> list[Checkpoint]:
     """The complete checkpoints in a folder or in the folders below it, the one with the most steps first."""
     found = [
         Checkpoint(int(name[1]), state.parent)
-        for state in folder.glob(f"**/step-*/{_STATE}")
+        for state in folder.glob(f"**/step-*/{STATE}")
         if (name := _COMPLETE.fullmatch(state.parent.name))
     ]
     return sorted(found, key=lambda checkpoint: checkpoint.step, reverse=True)
@@ -94,8 +101,17 @@ def set_aside(checkpoint: Checkpoint) -> None:
 class Checkpointer:
     """The checkpoints of one run; every process makes one and calls the same methods in the same order."""
 
-    def __init__(self, folder: Path, keep: int, workers: Workers) -> None:
+    def __init__(self, folder: Path, keep: int, workers: Workers, store: ObjectStore | None = None) -> None:
+        """Take where checkpoints are.
+
+        Args:
+            folder: Where they are written; all processes see it.
+            keep: So many stay.
+            workers: This process among the others.
+            store: Where they are sent and stay; the folder then has the newest only.
+        """
         self.folder = folder
+        self._store = store
         self._keep = keep
         self._workers = workers.with_own_group()
         self._buffers = HostBuffers()
@@ -107,7 +123,13 @@ class Checkpointer:
     def newest(self) -> Checkpoint | None:
         """The checkpoint to go on from; one that is being written is waited for."""
         concurrent.futures.wait(self._saves)
-        return newest_checkpoint(self.folder)
+        newest = newest_checkpoint(self.folder)
+        return newest and replace(newest, stored_at=self._stored_at(newest.folder))
+
+    @property
+    def moved_bytes(self) -> int:
+        """Sent to the object store and fetched from it so far."""
+        return self._store.moved_bytes if self._store else 0
 
     def save(
         self,
@@ -130,7 +152,13 @@ class Checkpointer:
 
         def write() -> SavedCheckpoint:
             folder = self._write(step, copies, document)
-            return SavedCheckpoint(step, folder, stall, time.perf_counter() - started)
+            return SavedCheckpoint(
+                step,
+                folder,
+                self._stored_at(folder),
+                stall_seconds=stall,
+                seconds=time.perf_counter() - started,
+            )
 
         self._saves.append(self._thread.submit(write))
 
@@ -171,7 +199,7 @@ class Checkpointer:
                 f"{checkpoint.folder} cannot be loaded into this model: {_cause(error)}; "
                 "where it is of another model, name another folder in spec.checkpoint.uri, or remove this one",
             ) from error
-        state: dict[str, Any] = json.loads((checkpoint.folder / _STATE).read_text())
+        state: dict[str, Any] = json.loads((checkpoint.folder / STATE).read_text())
         return state
 
     def _write(self, step: int, tensors: dict[str, Tensor], document: str) -> Path:
@@ -181,17 +209,33 @@ class Checkpointer:
         problem = self._attempt(lambda: _make_empty(partial), in_all=False)
         if problem is None:
             problem = self._attempt(lambda: shards.update(self._write_shards(partial, tensors)))
+        own = list(shards)
         if problem is None:
             shards = {name: checksum for part in self._workers.gather(shards) for name, checksum in part.items()}
             problem = self._attempt(lambda: self._complete(partial, target, document, shards), in_all=False)
+        if problem is None and self._store is not None:
+            problem = self._send(self._store, target, step, own)
         if problem is not None:
             self._attempt(lambda: shutil.rmtree(partial, ignore_errors=True), in_all=False)
             newest = newest_checkpoint(self.folder)
             kept = f"the last good one is {newest.folder}" if newest else "there is no earlier one"
+            place = self._store.uri if self._store else self.folder
             raise UserError(
-                "CheckpointFailed", f"the checkpoint of step {step} cannot be saved in {self.folder}: {problem}; {kept}"
+                "CheckpointFailed", f"the checkpoint of step {step} cannot be saved in {place}: {problem}; {kept}"
             )
         return target
+
+    def _send(self, store: ObjectStore, folder: Path, step: int, own: Sequence[str]) -> str | None:
+        """Bring a complete checkpoint to the store, each process its own shards; what went wrong."""
+        problem = self._attempt(lambda: store.begin(folder), in_all=False)
+        if problem is None:
+            problem = self._attempt(lambda: store.upload(folder, own))
+        if problem is None:
+            problem = self._attempt(lambda: store.complete_upload(folder, step, self._keep), in_all=False)
+        return problem
+
+    def _stored_at(self, folder: Path) -> str:
+        return f"{self._store.uri}/{folder.name}" if self._store else ""
 
     def _attempt(self, action: Callable[[], None], *, in_all: bool = True) -> str | None:
         """Do something in all processes or in the first; all of them learn whether it failed, and why."""
@@ -211,9 +255,9 @@ class Checkpointer:
         return writer.checksums
 
     def _complete(self, partial: Path, target: Path, document: str, shards: Mapping[str, str]) -> None:
-        write_checksums(partial, shards, {_STATE: document.encode()})
-        (partial / _STATE).write_text(document)
-        for name in (CHECKSUMS, _STATE):
+        write_checksums(partial, shards, {STATE: document.encode()})
+        (partial / STATE).write_text(document)
+        for name in (CHECKSUMS, STATE):
             _sync(partial / name)
         _sync(partial)
         if target.exists():
@@ -228,7 +272,7 @@ class Checkpointer:
         passed = [
             path for path in folders if path.name.endswith(_DAMAGED) and path.name[: -len(_DAMAGED)] <= newest.name
         ]
-        for old in complete[: -self._keep] + passed:
+        for old in complete[: -1 if self._store else -self._keep] + passed:
             shutil.rmtree(old)
 
 

@@ -34,7 +34,7 @@ def export_model(run: TrainRun, model: nn.Module, tokenizer: Any, workers: Worke
         folder: What is there already is replaced.
     """
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights: dict[str, Any] = get_model_state_dict(model, options=whole)
+    weights: dict[str, Any] = _with_tied(model, get_model_state_dict(model, options=whole))
     if not workers.is_first:
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -58,6 +58,16 @@ def export_model(run: TrainRun, model: nn.Module, tokenizer: Any, workers: Worke
     tokenizer.save_pretrained(folder)
     if objective.pipeline_class is not None and (not is_adapter or run.output.merge):
         _write_mlmodel(folder, tokenizer, objective)
+
+
+def _with_tied(model: nn.Module, weights: dict[str, Any]) -> dict[str, Any]:
+    """Weights that are one in the model are one tensor again, which is written once; gathering makes a copy of each."""
+    first: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        kept = first.setdefault(id(parameter), name)
+        if kept in weights and name in weights:
+            weights[name] = weights[kept]
+    return weights
 
 
 def _merge(run: TrainRun, folder: Path) -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 from plinth_workloads.train.parallel import Workers
 
 CHECKSUMS = "checksums.sha256"
+STATE = "state.json"
+"""Everything of a checkpoint that is not a tensor; where it is, the checkpoint is complete."""
+
 _SHARDS = "*.safetensors"
 
 

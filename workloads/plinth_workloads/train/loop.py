@@ -15,8 +15,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from plinth_api.objective_rules import FACTS
 from plinth_api.run import TrainRun
-from plinth_workloads.data.loader import Batch, BatchLoader
+from plinth_workloads.data.loader import Batch, StepLoader
 from plinth_workloads.errors import UserError
 from plinth_workloads.train.checkpoint import Checkpoint, Checkpointer, SavedCheckpoint
 from plinth_workloads.train.metrics import flops_per_token, memory_bytes, peak_flops
@@ -27,7 +28,7 @@ from plinth_workloads.train.rollback import LossNotFinite, Rollback, next_rollba
 
 Metrics = Mapping[str, float]
 _SEED_STRIDE = 1_000_003
-"""Prime, so that seeds of different steps and ranks do not meet."""
+"""Prime, so that seeds of different steps and shares of the rows do not meet."""
 
 
 class Reporter(Protocol):
@@ -84,7 +85,7 @@ class TrainLoop:
         model: nn.Module,
         loss: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
-        loader: BatchLoader,
+        loader: StepLoader,
         checkpointer: Checkpointer,
         evaluate: Callable[[], Metrics] | None,
         num_steps: int,
@@ -125,6 +126,7 @@ class TrainLoop:
         self._rollbacks_here: list[Rollback] = []
         self._unread: _StepResult | None = None
         self._read_at = 0.0
+        self._has_perplexity = "perplexity" in FACTS[run.objective].metrics
         self._peak_flops = peak_flops(workers.device)
         self._flops_per_token = flops_per_token(model, getattr(model, "config", None), run.training.sequence_length)
 
@@ -201,7 +203,7 @@ class TrainLoop:
         num_targets, num_tokens, stop = self._agree(batches)
         lr = learning_rate_at(step, self.num_steps, self._run.training)
         set_learning_rate(self._optimizers, lr)
-        torch.manual_seed(self._run.training.seed + _SEED_STRIDE * step + self._workers.rank)
+        torch.manual_seed(self._run.training.seed + _SEED_STRIDE * step + self._workers.data_rank)
         loss = self._backward(batches, num_targets)
         self._pulse.mark("updating the weights")
         grad_norm = self._clip()
@@ -251,8 +253,12 @@ class TrainLoop:
             self._checkpointer.save(self.state.step, self._model, self._optimizers, state)
         self._rollbacks_here = []
 
-    def _written(self) -> tuple[int, int]:
-        return bytes_below(self._checkpointer.folder)
+    def _written(self) -> tuple[int, int, int]:
+        return *bytes_below(self._checkpointer.folder), self._checkpointer.moved_bytes
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """Where the run would go on."""
+        return self._checkpointer.newest()
 
     def _report_saved(self, *, wait: bool) -> None:
         for checkpoint in self._checkpointer.saved(wait=wait):
@@ -268,15 +274,15 @@ class TrainLoop:
         targets = sum(batch.num_targets for batch in batches)
         tokens = sum(batch.num_tokens for batch in batches)
         stop = self._stop_file is not None and self._stop_file.exists()
-        *agreed, failed = self._workers.sum(targets, tokens, stop, self._checkpointer.has_failed)
+        *counted, stops, failed = self._workers.sum(targets, tokens, stop, self._checkpointer.has_failed)
         self._report_saved(wait=failed > 0)
-        return agreed
+        return [*(count / self._workers.tensor for count in counted), stops]
 
     def _backward(self, batches: Sequence[Batch], num_targets: float) -> Tensor:
         """Gradients of the mean loss over the targets of the global batch; returns that loss."""
         total = torch.zeros((), device=self._workers.device)
-        # Gradients are averaged over the processes, so each scales its sum up again.
-        scale = self._workers.world_size / max(1.0, num_targets)
+        # Gradients are averaged over the shares of the rows, so each scales its sum up again.
+        scale = self._workers.data_size / max(1.0, num_targets)
         for index, batch in enumerate(batches):
             self._pulse.mark("computing the forward pass")
             moved = batch.to(self._workers.device)
@@ -286,7 +292,7 @@ class TrainLoop:
                 self._pulse.mark("computing the backward pass")
                 (loss * scale).backward()
             total += loss.detach()
-        return self._workers.sum_tensor(total) / max(1.0, num_targets)
+        return self._workers.sum_tensor(total) / (self._workers.tensor * max(1.0, num_targets))
 
     def _clip(self) -> Tensor:
         """Clip the gradients' norm; returns the norm before."""
@@ -312,7 +318,6 @@ class TrainLoop:
         tokens_per_second = result.tokens / seconds
         metrics = {
             "train/loss": loss,
-            "train/perplexity": math.exp(min(loss, 50.0)),
             "train/lr": result.lr,
             "train/grad_norm": grad_norm,
             "train/tokens": float(result.tokens_seen),
@@ -320,6 +325,8 @@ class TrainLoop:
             "train/step_seconds": seconds,
             "train/memory_bytes": float(memory_bytes(self._workers.device)),
         }
+        if self._has_perplexity:
+            metrics["train/perplexity"] = math.exp(min(loss, 50.0))
         if self._peak_flops is not None:
             available = self._peak_flops * self._workers.world_size
             metrics["train/mfu"] = tokens_per_second * self._flops_per_token / available

@@ -194,22 +194,22 @@ def estimate(shape: ModelShape, run: TrainRun, *, rows: int, tokens: int, device
         tokens: Positions of a row.
         device: cpu or cuda.
     """
-    shard = run.workers.shard
+    parts = run.workers.shard * run.workers.tensor
     muon = shape.matrices if run.training.optimizer == "muon" else 0
     states = 2 * shape.trainable - muon
     return MemoryEstimate(
-        weights=_part(_FP32 * shape.parameters, shard),
-        gradients=_part(_FP32 * shape.trainable, shard),
-        optimizer=_part(_FP32 * states, shard),
+        weights=_part(_FP32 * shape.parameters, parts),
+        gradients=_part(_FP32 * shape.trainable, parts),
+        optimizer=_part(_FP32 * states, parts),
         working=_working(shape, run),
         activations=rows * tokens * (_kept_for_a_token(shape, run) + _scores_of_a_token(shape, run, tokens, device)),
         loss=_of_the_loss(shape, rows * tokens, run, device),
-        saving=_part(_FP32 * (shape.trainable + states), shard),
+        saving=_part(_FP32 * (shape.trainable + states), parts),
     )
 
 
-def _part(size: int, shard: int) -> int:
-    return -(-size // shard)
+def _part(size: int, parts: int) -> int:
+    return -(-size // parts)
 
 
 def _width(run: TrainRun) -> int:
@@ -218,28 +218,33 @@ def _width(run: TrainRun) -> int:
 
 
 def _working(shape: ModelShape, run: TrainRun) -> int:
-    if run.workers.shard > 1:
+    if run.workers.splits_weights:
         # Two blocks, as the next one is gathered while one computes, and all that lies outside of blocks; the gradient
         # of one block before it is shared out.
         outside = shape.parameters - shape.num_blocks * shape.block
-        return _width(run) * (2 * shape.block + max(0, outside)) + _FP32 * shape.block
+        whole = _width(run) * (2 * shape.block + max(0, outside)) + _FP32 * shape.block
+        return _part(whole, run.workers.tensor)
     return _BF16 * shape.multiplied if run.training.precision == "bf16" else 0
 
 
 def _kept_for_a_token(shape: ModelShape, run: TrainRun) -> int:
     """Bytes that all blocks keep for one token until the backward pass."""
-    width = _width(run)
+    width, tensor = _width(run), run.workers.tensor
+    # Each of the workers that hold a layer together has what enters it, twice a block, and a part of what it computes.
+    entering = 2 * shape.num_blocks * shape.hidden if tensor > 1 else 0
+    kept, products = entering + _part(shape.kept, tensor), _part(shape.products, tensor)
     # Autocast leaves what goes from block to block in float32; sharded models cast it.
-    stream = shape.hidden * (width if run.workers.shard > 1 else _FP32)
-    everything = (shape.kept + _UNFUSED_COPIES * shape.unfused) * width + shape.norms * _NORM_COPIES * _FP32
+    stream = shape.hidden * (width if run.workers.splits_weights else _FP32)
+    unfused = _part(_UNFUSED_COPIES * shape.unfused, tensor)
+    everything = (kept + unfused) * width + shape.norms * _NORM_COPIES * _FP32
     mode = run.training.activation_checkpointing
     if mode == "none" or not shape.num_blocks:
         return everything
     again = everything // shape.num_blocks
     if mode == "full":
         return min(everything, shape.num_blocks * stream + again)
-    attention = shape.num_blocks * shape.hidden * width
-    return min(everything, shape.num_blocks * stream + shape.products * width + attention + again)
+    attention = shape.num_blocks * _part(shape.hidden, tensor) * width
+    return min(everything, shape.num_blocks * stream + products * width + attention + again)
 
 
 def _scores_of_a_token(shape: ModelShape, run: TrainRun, tokens: int, device: str) -> int:
@@ -247,15 +252,16 @@ def _scores_of_a_token(shape: ModelShape, run: TrainRun, tokens: int, device: st
     if not (shape.eager or (shape.drops_scores and device == "cpu")):
         return 0
     blocks = 1 if run.training.activation_checkpointing == "none" else max(1, shape.num_blocks)
-    return _SCORE_COPIES * tokens * shape.heads // blocks * _width(run)
+    return _SCORE_COPIES * tokens * _part(shape.heads, run.workers.tensor) // blocks * _width(run)
 
 
 def _of_the_loss(shape: ModelShape, tokens: int, run: TrainRun, device: str) -> int:
     if not shape.vocabulary:
         return 0
-    at_once = min(tokens * shape.vocabulary, CHUNK_LOGITS.get(device, CHUNK_LOGITS["cpu"]))
+    vocabulary = _part(shape.vocabulary, run.workers.tensor)
+    at_once = min(tokens * vocabulary, CHUNK_LOGITS.get(device, CHUNK_LOGITS["cpu"]))
     cast = _BF16 if run.training.precision == "bf16" else 0
-    gradients = shape.hidden * (tokens + (shape.vocabulary if shape.head_moves else 0))
+    gradients = shape.hidden * (tokens + (vocabulary if shape.head_moves else 0))
     return at_once * (2 * _FP32 + cast) + _FP32 * gradients
 
 

@@ -120,34 +120,87 @@ def with_micro_batch_size(
     found = _Found(run, workers)
     size = found.recall()
     if size is None:
-        size = _search(run, workers, loss, batch_of, room, meter, found)
+        size = _search(_Probe(run, workers, loss, batch_of, room, meter), found)
         found.remember(size)
     return run.model_copy(update={"training": run.training.model_copy(update={"micro_batch_size": size})})
 
 
-def _search(
-    run: TrainRun,
-    workers: Workers,
-    loss: nn.Module,
-    batch_of: Callable[[int], Batch],
-    room: int,
-    meter: MemoryMeter,
-    found: "_Found",
-) -> int:
-    worker_rows = run.training.global_batch_size // run.workers.num_workers
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """Tries passes; attributes as the arguments of `with_micro_batch_size`."""
+
+    run: TrainRun
+    workers: Workers
+    loss: nn.Module
+    batch_of: Callable[[int], Batch]
+    room: int
+    meter: MemoryMeter
+
+    def try_rows(self, rows: int) -> Trial | UserError:
+        """Memory and time of a pass of some rows, or why it did not fit."""
+        moved = self.batch_of(rows).to(self.workers.device)
+        buffers = [(buffer, buffer.detach().clone()) for buffer in self.loss.buffers()]
+        held, seconds = self.meter.reset(), []
+        try:
+            for _ in range(1 + _TIMED_PASSES):
+                seconds.append(self._time_pass(moved))
+        except (RuntimeError, MemoryError) as error:
+            failure = explained(error, self.run, self.workers, 0)
+            if failure.reason not in ("CudaOutOfMemory", "HostOutOfMemory"):
+                raise
+            return UserError(failure.reason, f"{self._even_one} {failure.message}")
+        finally:
+            self.loss.zero_grad(set_to_none=True)
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        # The first pass may compile.
+        return Trial(rows, held, self.meter.peak(), min(seconds[1:]))
+
+    def _time_pass(self, batch: Batch) -> float:
+        devices = [self.workers.device] if self.workers.device.type == "cuda" else []
+        started = time.perf_counter()
+        with torch.random.fork_rng(devices=devices):
+            with autocast(self.run, self.workers):
+                total = self.loss(**batch.inputs)
+            total.backward()
+        if devices:
+            torch.cuda.synchronize(self.workers.device)
+        return time.perf_counter() - started
+
+    def too_large(self, tried: Trial) -> UserError:
+        """Why a pass of one row, which the device could do, cannot be trained with."""
+        on_gpu = self.workers.device.type == "cuda"
+        more = "use GPUs with more memory" if on_gpu else "raise spec.compute.perWorker.memory"
+        return UserError(
+            "InvalidSpec",
+            f"{self._even_one} its pass takes {tried.peak / GIB:.2f} GiB, and beside the optimizer there are "
+            f"{max(0, self.room) / GIB:.2f}; set spec.training.activationCheckpointing to full, lower "
+            f"spec.training.sequenceLength, raise spec.compute.parallelism.shard (now {self.run.workers.shard}), or "
+            f"{more}",
+        )
+
+    @property
+    def _even_one(self) -> str:
+        length = self.run.training.sequence_length
+        return f"spec.training.microBatchSize: even one row of {length} tokens does not fit:"
+
+
+def _search(probe: _Probe, found: "_Found") -> int:
+    workers = probe.workers
+    worker_rows = probe.run.training.global_batch_size // workers.data_size
     trials: list[Trial] = []
     while True:
         # Sizes follow from the seconds that all agree on; whether one fits may differ.
-        proposed = workers.gather(next_size(worker_rows, trials, room))
+        proposed = workers.gather(next_size(worker_rows, trials, probe.room))
         if None in proposed:
             return best_size(trials)
         size = proposed[0]
         assert size is not None
         if trials:
             found.remember(best_size(trials))
-        tried = _try(run, workers, loss, batch_of(size), size, meter)
-        if isinstance(tried, Trial) and not trials and tried.peak > room:
-            tried = _too_large(run, workers, tried, room)
+        tried = probe.try_rows(size)
+        if isinstance(tried, Trial) and not trials and tried.peak > probe.room:
+            tried = probe.too_large(tried)
         everyone = workers.gather(tried)
         failure = next((other for other in everyone if isinstance(other, UserError)), None)
         if failure is not None and trials:
@@ -156,52 +209,6 @@ def _search(
             raise failure
         assert isinstance(tried, Trial)
         trials.append(replace(tried, seconds=max(other.seconds for other in everyone if isinstance(other, Trial))))
-
-
-def _try(
-    run: TrainRun, workers: Workers, loss: nn.Module, batch: Batch, rows: int, meter: MemoryMeter
-) -> Trial | UserError:
-    """Memory and time of a pass of some rows, or why it did not fit."""
-    moved = batch.to(workers.device)
-    buffers = [(buffer, buffer.detach().clone()) for buffer in loss.buffers()]
-    devices = [workers.device] if workers.device.type == "cuda" else []
-    held, seconds = meter.reset(), []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            for _ in range(1 + _TIMED_PASSES):
-                started = time.perf_counter()
-                with autocast(run, workers):
-                    total = loss(**moved.inputs)
-                total.backward()
-                del total
-                if devices:
-                    torch.cuda.synchronize(workers.device)
-                seconds.append(time.perf_counter() - started)
-    except (RuntimeError, MemoryError) as error:
-        failure = explained(error, run, workers, 0)
-        if failure.reason not in ("CudaOutOfMemory", "HostOutOfMemory"):
-            raise
-        return UserError(failure.reason, f"{_even_one(run)} {failure.message}")
-    finally:
-        loss.zero_grad(set_to_none=True)
-        for buffer, before in buffers:
-            buffer.copy_(before)
-    # The first pass may compile.
-    return Trial(rows, held, meter.peak(), min(seconds[1:]))
-
-
-def _even_one(run: TrainRun) -> str:
-    return f"spec.training.microBatchSize: even one row of {run.training.sequence_length} tokens does not fit:"
-
-
-def _too_large(run: TrainRun, workers: Workers, tried: Trial, room: int) -> UserError:
-    more = "use GPUs with more memory" if workers.device.type == "cuda" else "raise spec.compute.perWorker.memory"
-    return UserError(
-        "InvalidSpec",
-        f"{_even_one(run)} its pass takes {tried.peak / GIB:.2f} GiB, and beside the optimizer there are "
-        f"{max(0, room) / GIB:.2f}; set spec.training.activationCheckpointing to full, lower "
-        f"spec.training.sequenceLength, raise spec.compute.parallelism.shard (now {run.workers.shard}), or {more}",
-    )
 
 
 class _Found:

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 
 from plinth_api.run import TrainRun
 from plinth_workloads.errors import UserError
+from plinth_workloads.train.tensor_parallel import split_layers
 
 _T = TypeVar("_T")
 _TIMEOUT = timedelta(minutes=60)
@@ -32,12 +33,24 @@ class Workers:
 
     Attributes:
         control_group: A gloo group for small CPU values, so that no decision waits for the GPU; None when alone.
+        tensor: How many neighbours by rank hold each layer together, and read the same rows.
     """
 
     rank: int
     world_size: int
     device: torch.device
     control_group: dist.ProcessGroup | None
+    tensor: int = 1
+
+    @property
+    def data_rank(self) -> int:
+        """Which share of the rows this process reads."""
+        return self.rank // self.tensor
+
+    @property
+    def data_size(self) -> int:
+        """How many shares of the rows there are."""
+        return self.world_size // self.tensor
 
     @property
     def is_first(self) -> bool:
@@ -113,7 +126,7 @@ def _workers(run: TrainRun) -> Workers:
             raise UserError("InvalidSpec", "spec.compute.perWorker.gpus: this machine has no GPU that torch can use")
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    return Workers(rank, world_size, device, _control_group() if world_size > 1 else None)
+    return Workers(rank, world_size, device, _control_group() if world_size > 1 else None, run.workers.tensor)
 
 
 def _control_group() -> dist.ProcessGroup:
@@ -124,15 +137,21 @@ def _control_group() -> dist.ProcessGroup:
 def shard_model(loss: nn.Module, run: TrainRun, workers: Workers) -> nn.Module:
     """Move a model in its loss to the device and, where the run shards, split it (FSDP2): each block, then the rest.
 
-    Where fewer workers hold a copy than there are, the copies' gradients are averaged as well (HSDP): neighbours by
-    rank, which share a machine, hold a copy together.
+    Where fewer workers hold a copy than there are, the copies' gradients are averaged as well (HSDP). Neighbours by
+    rank, which share a machine, hold a layer together (tensor parallel), then their neighbours a copy.
 
     The loss is the root, not the model: it uses the head's weight, which is whole only inside the root's forward pass.
+
+    Raises:
+        UserError: InvalidSpec where the model's layers cannot be split.
     """
     loss.to(workers.device)
-    if run.workers.shard == 1:
+    if not run.workers.splits_weights:
         return loss
     mesh = _mesh(run, workers)
+    if run.workers.tensor > 1:
+        split_layers(loss.model, mesh["tensor"])
+        mesh = mesh[tuple(name for name in mesh.mesh_dim_names or () if name != "tensor")]
     dtype = torch.bfloat16 if run.training.precision == "bf16" else None
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
     for part in loss.children():
@@ -146,10 +165,9 @@ def shard_model(loss: nn.Module, run: TrainRun, workers: Workers) -> nn.Module:
 
 
 def _mesh(run: TrainRun, workers: Workers) -> DeviceMesh:
-    kind, replicate, shard = workers.device.type, run.workers.replicate, run.workers.shard
-    if replicate == 1:
-        return init_device_mesh(kind, (shard,), mesh_dim_names=("shard",))
-    return init_device_mesh(kind, (replicate, shard), mesh_dim_names=("replicate", "shard"))
+    sizes = {"replicate": run.workers.replicate, "shard": run.workers.shard, "tensor": run.workers.tensor}
+    used = {name: size for name, size in sizes.items() if size > 1 or name == "shard"}
+    return init_device_mesh(workers.device.type, tuple(used.values()), mesh_dim_names=tuple(used))
 
 
 def transformer_blocks(model: nn.Module) -> list[nn.Module]:
@@ -161,7 +179,7 @@ def transformer_blocks(model: nn.Module) -> list[nn.Module]:
 
 def replicate_loss(loss: nn.Module, run: TrainRun, workers: Workers) -> nn.Module:
     """Average gradients over the processes where each has a full copy; sharding averages by itself."""
-    if workers.world_size == 1 or run.workers.shard > 1:
+    if workers.world_size == 1 or run.workers.splits_weights:
         return loss
     return nn.parallel.DistributedDataParallel(loss, gradient_as_bucket_view=True)
 
@@ -181,6 +199,6 @@ def gradients_synchronized(loss: nn.Module, *, last: bool) -> Iterator[None]:
 
 def autocast(run: TrainRun, workers: Workers) -> contextlib.AbstractContextManager[Any]:
     """Compute in bf16 with fp32 weights where the run says so; sharded models cast by themselves."""
-    if run.training.precision == "bf16" and run.workers.shard == 1:
+    if run.training.precision == "bf16" and not run.workers.splits_weights:
         return torch.autocast(workers.device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()

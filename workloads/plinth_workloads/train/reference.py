@@ -6,7 +6,6 @@ model at any time, nor a second forward pass in a step, by whichever method the 
 """
 
 import numpy as np
-import torch
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from plinth_api.resolve import micro_batch_size
@@ -15,6 +14,7 @@ from plinth_workloads.data.packing import Segment
 from plinth_workloads.data.prepare import PreparedData
 from plinth_workloads.data.reference import FloatArray, reference_path, write_reference
 from plinth_workloads.data.token_store import TokenStore
+from plinth_workloads.models.modes import in_evaluation
 from plinth_workloads.models.virtual_tokens import without_virtual_tokens
 from plinth_workloads.objectives.preference import DPOLoss
 from plinth_workloads.train.parallel import Workers, autocast
@@ -51,7 +51,6 @@ def keep_reference(run: TrainRun, loss: object, data: PreparedData, workers: Wor
     workers.barrier()
 
 
-@torch.no_grad()
 def _log_probs(
     run: TrainRun, loss: DPOLoss, data: PreparedData, store: TokenStore, workers: Workers, pulse: Pulse
 ) -> FloatArray:
@@ -61,9 +60,7 @@ def _log_probs(
     # Where the rows of a pass are still to be found, there are as many as a step has.
     size = micro_batch_size(run.training.micro_batch_size, 2 * run.training.sequence_length)
     log_probs_N2 = np.zeros((store.num_documents, 2), np.float32)
-    was_training = loss.training
-    loss.eval()
-    with without_virtual_tokens(loss.model):
+    with in_evaluation(loss), without_virtual_tokens(loss.model):
         for start in pulse.each("asking the reference model", range(0, len(order), size * workers.world_size)):
             mine = order[start + workers.rank * size :][:size]
             segments = [[Segment(int(document), 0, int(store.lengths[document]))] for document in mine] or [[]]
@@ -71,5 +68,4 @@ def _log_probs(
             with autocast(run, workers):
                 found_R = loss.log_probs(inputs["input_ids_RT"], inputs["position_ids_RT"], inputs["labels_RT"])
             log_probs_N2[mine] = found_R.float().cpu().numpy().reshape(2, -1).T[: len(mine)]
-    loss.train(was_training)
     return np.sum(workers.gather(log_probs_N2), axis=0)

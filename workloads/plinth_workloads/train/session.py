@@ -13,8 +13,10 @@ import torch
 from torch import nn
 
 from plinth_api import run_tags
+from plinth_api.objective_rules import FACTS
 from plinth_api.run import TrainRun
 from plinth_workloads.data.loader import BatchLoader, evaluation_batches
+from plinth_workloads.data.prefetch import PrefetchingLoader
 from plinth_workloads.data.prepare import PreparedData, plan_training_epoch, plan_validation, prepare_data
 from plinth_workloads.evaluate.curves import draw_loss_curve
 from plinth_workloads.evaluate.gate import GateVerdict, decide_gate
@@ -26,7 +28,7 @@ from plinth_workloads.models.virtual_tokens import run_in_rows_for, without_virt
 from plinth_workloads.objectives.by_name import objective_of
 from plinth_workloads.tracking import ModelVersion, Tracker, resolve_alias
 from plinth_workloads.train.blocks import prepare_blocks
-from plinth_workloads.train.checkpoint import Checkpointer, newest_checkpoint
+from plinth_workloads.train.checkpoint import Checkpointer
 from plinth_workloads.train.export import export_model
 from plinth_workloads.train.failures import explained
 from plinth_workloads.train.fitting import expect_loading, expect_memory, with_fitting_passes
@@ -47,8 +49,9 @@ from plinth_workloads.train.reporting import (
     publish_failure,
     publish_phase,
 )
-from plinth_workloads.train.resume import resume_newest
+from plinth_workloads.train.resume import check_stores, checkpoint_folder, object_store, resume_newest
 from plinth_workloads.train.session_lock import only_session
+from plinth_workloads.train.tensor_parallel import check_split
 from plinth_workloads.train.watchdog import watched
 
 _ARTIFACT = "model"
@@ -131,6 +134,7 @@ def open_session(
         UserError: With the reason, before any step is trained.
     """
     pulse = pulse or Pulse()
+    check_stores(run, workers)
     cache = Path(run.work_dir) / "cache"
     base = run.model.uri or run.model.tokenizer_uri
     base_folder = fetch_model(base, tracking_uri=run.tracking.uri, cache_dir=cache) if base else None
@@ -142,6 +146,8 @@ def open_session(
     expect_loading(run, workers, data.tokenizer, start, objective)
     model = load_for_training(run, data.tokenizer, start, objective.auto_class, implied)
     objective.check(model, data.tokenizer)
+    if workers.tensor > 1:
+        check_split(model, workers.tensor)
     loss = objective.loss(model, data.tokenizer)
     prepare_blocks(model, run, same_width=objective.recipe().cuts_documents)
     expected = expect_memory(run, workers, model, log)
@@ -183,8 +189,8 @@ def _build_loop(
         lambda epoch: plan_training_epoch(run, data, epoch),
         global_batch_size=run.training.global_batch_size,
         micro_batch_size=run.training.micro_batch_size,
-        rank=workers.rank,
-        world_size=workers.world_size,
+        rank=workers.data_rank,
+        world_size=workers.data_size,
     )
     return TrainLoop(
         run,
@@ -192,8 +198,8 @@ def _build_loop(
         model=model,
         loss=wrapped,
         optimizers=build_optimizers(model, run.training),
-        loader=loader,
-        checkpointer=Checkpointer(Path(run.checkpoint.uri.removeprefix("file://")), run.checkpoint.keep, workers),
+        loader=PrefetchingLoader(loader, pin_memory=workers.device.type == "cuda"),
+        checkpointer=Checkpointer(checkpoint_folder(run), run.checkpoint.keep, workers, object_store(run)),
         evaluate=(lambda: _measure(run, workers, data, loss, pulse)) if data.validation_store is not None else None,
         num_steps=num_steps(run, data),
         fingerprint=data.fingerprint,
@@ -209,7 +215,8 @@ def num_steps(run: TrainRun, data: PreparedData) -> int:
     if training.steps is not None:
         return training.steps
     if training.tokens is not None:
-        return math.ceil(training.tokens / (training.global_batch_size * training.sequence_length))
+        row = FACTS[run.objective].sequences_per_row * training.sequence_length
+        return math.ceil(training.tokens / (training.global_batch_size * row))
     assert training.epochs is not None
     rows, whole = 0.0, math.floor(training.epochs)
     for epoch in range(math.ceil(training.epochs)):
@@ -223,8 +230,8 @@ def _measure(run: TrainRun, workers: Workers, data: PreparedData, loss: nn.Modul
         data.validation_rows,
         plan_validation(data),
         batch_size=run.training.micro_batch_size,
-        rank=workers.rank,
-        world_size=workers.world_size,
+        rank=workers.data_rank,
+        world_size=workers.data_size,
     )
     measured = measure(run, objective_of(run), loss, pulse.each("evaluating", batches), workers)
     return {name: measured[name] for name in run.evaluation.metrics}
@@ -353,7 +360,7 @@ def _register(session: Session, tracker: Tracker, folder: Path, metrics: Metrics
 
 def _publish_start(session: Session) -> None:
     """Say where this attempt starts, and which checkpoint there is: an attempt that was killed may not have said it."""
-    loop, checkpoint = session.loop, newest_checkpoint(Path(session.run.checkpoint.uri.removeprefix("file://")))
+    loop, checkpoint = session.loop, session.loop.newest_checkpoint()
     steps = {
         run_tags.TOTAL_STEPS: str(loop.num_steps),
         run_tags.START_STEP: str(loop.state.step),

@@ -29,6 +29,7 @@ SAMPLES: dict[str, Any] = {
     "spec.model.secretRef": {"name": "hub"},
     "spec.data.train[].secretRef": {"name": "bucket"},
     "spec.data.validation.sources[].secretRef": {"name": "bucket"},
+    "spec.checkpoint.secretRef": {"name": "checkpoints"},
     "spec.tracking.secretRef": {"name": "mlflow"},
     "spec.task.distillation.teacher.secretRef": {"name": "teachers"},
     "spec.rollout.clusterChange": "Recreate",

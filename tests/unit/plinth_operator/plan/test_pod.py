@@ -238,9 +238,10 @@ def test_secrets_are_named_once_each_and_never_read():
                 "sources": [{"uri": "s3://b/d", "secretRef": {"name": "validation"}}],
             },
         },
+        checkpoint={"uri": "s3://b/e", "secretRef": {"name": "checkpoints"}},
         tracking={"secretRef": {"name": "mlflow"}},
     )
-    names = ["hub", "bucket", "validation", "mlflow"]
+    names = ["hub", "bucket", "validation", "checkpoints", "mlflow"]
     for template in (head_of(job), worker_of(job)):
         assert ray_container(template)["envFrom"] == [{"secretRef": {"name": name}} for name in names]
 

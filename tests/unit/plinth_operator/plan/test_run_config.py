@@ -29,6 +29,13 @@ def test_the_work_folder_is_beside_the_checkpoints(uri: str | None, work_dir: st
     assert run.checkpoint.uri == f"file://{checkpoints}"
 
 
+def test_with_checkpoints_in_a_bucket_the_work_folder_is_on_the_platforms_claim():
+    job = make_pretrain_job(**PLACE, checkpoint={"uri": "s3://bucket/x", "resumeFrom": "gs://other/y"})
+    run = resolve_train_run(job, resolve_settings_for(job, SETTINGS, "run-1"), {})
+    assert run.work_dir == f"/mnt/plinth/volumes/store/checkpoints/.work/{UID}"
+    assert (run.checkpoint.uri, run.checkpoint.resume_from) == (f"s3://bucket/x/{UID}", "gs://other/y")
+
+
 def test_the_run_carries_where_it_comes_from():
     job = make_pretrain_job(**PLACE)
     run = resolve_train_run(job, resolve_settings_for(job, SETTINGS, "run-1"), {})

@@ -56,6 +56,12 @@ def test_a_job_that_names_no_folder_for_checkpoints_needs_the_default_claim():
     assert checkpoint_claim(job, SETTINGS) == "default-storage"
 
 
+def test_a_job_with_checkpoints_in_a_bucket_works_on_the_default_claim():
+    job = make_fine_tune_job(checkpoint={"uri": "s3://bucket/x"}, model={"uri": "pvc://models/base"})
+    assert claims_of(job, SETTINGS) == ("default-storage", "models")
+    assert checkpoint_claim(job, SETTINGS) == "default-storage"
+
+
 def test_a_service_needs_the_claims_of_its_models():
     service = make_model_service(
         model={"uri": "pvc://models/base"}, adapters=[{"name": "x", "uri": "pvc://adapters/x"}]

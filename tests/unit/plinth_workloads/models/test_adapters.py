@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from plinth_api.adaptation import Method
 from plinth_workloads.errors import UserError
-from plinth_workloads.models.adapters import attach, load_adapter, merged
+from plinth_workloads.models.adapters import adapter_base_uri, attach, load_adapter, merged, with_adapter
 
 SIZES = {
     "llama": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
@@ -139,4 +139,20 @@ def test_an_adapter_without_safetensors_is_refused(tmp_path):
     attached("llama", {"lora": {"r": 2}}).save_pretrained(tmp_path)
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
     with pytest.raises(UserError, match=r"has no adapter_model\.safetensors; other formats are not loaded"):
-        load_adapter(make_model("llama"), tmp_path)
+        with_adapter(make_model("llama"), tmp_path)
+
+
+@pytest.mark.parametrize("cut", [4, 100, -1], ids=["its length", "its header", "its last byte"])
+def test_an_adapter_that_is_cut_off_is_refused_with_its_file(tmp_path, cut):
+    attached("llama", {"lora": {"r": 2}}).save_pretrained(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:cut])
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors \([\d,]+ bytes\) is damaged: .*; copy it anew"):
+        with_adapter(make_model("llama"), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_an_adapter_that_names_no_base_is_refused(tmp_path, text):
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(UserError, match=r"adapter_config\.json does not name the base model"):
+        adapter_base_uri(tmp_path)

@@ -29,7 +29,7 @@ def bases(tmp_path_factory):
 def embeddings_of(model, inputs):
     """The mean of the hidden states of each text by itself, of length one."""
     found = []
-    for ids, mask in zip(inputs["input_ids_3BT"], inputs["attention_mask_3BT"], strict=True):
+    for ids, mask in zip(inputs["input_ids_MT"], inputs["attention_mask_MT"], strict=True):
         hidden = model(input_ids=ids[mask > 0][None]).last_hidden_state[0]
         found.append(hidden.mean(0) / hidden.mean(0).norm())
     return torch.stack(found).chunk(3)
@@ -53,6 +53,24 @@ def test_a_query_finds_its_positive_among_all_positives_and_negatives(tmp_path, 
     ranks = [1 + row.tolist().index(at) for at, row in enumerate(order)]
     assert float(found["mrr"]) == pytest.approx(sum(1 / rank for rank in ranks), rel=1e-4)
     assert float(found["accuracy"]) == ranks.count(1)
+
+
+def test_data_without_negatives_computes_no_text_for_them(tmp_path, bases):
+    rows = [{"query": row["query"], "positive": row["positive"]} for row in ROWS]
+    session, _ = open_alone(make_task_run(tmp_path, bases["bert"], TASK, rows))
+    session.loss.eval()
+    inputs = next(iter(validation_batches(session))).inputs
+    assert len(inputs["input_ids_MT"]) == 2 * len(inputs["is_pair_B"])
+    with torch.no_grad():
+        found = session.loss.sums(**inputs)
+        # An empty text for each query, as among data where some have one.
+        empty_MT = torch.zeros_like(inputs["input_ids_MT"][: len(inputs["is_pair_B"])])
+        mask_MT = empty_MT.clone()
+        mask_MT[:, 0] = 1
+        more = {"input_ids_MT": empty_MT, "attention_mask_MT": mask_MT}
+        padded = session.loss.sums(**{**inputs, **{name: torch.cat([inputs[name], more[name]]) for name in more}})
+    for name, value in found.items():
+        torch.testing.assert_close(padded[name], value, rtol=1e-5, atol=1e-5)
 
 
 def test_padding_is_nobodys_partner(tmp_path, bases):
@@ -95,7 +113,7 @@ def test_a_text_is_read_as_its_tokenizer_writes_it(tmp_path, bases):
     export_model(run, session.model, session.data.tokenizer, ALONE, tmp_path / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     inputs = next(iter(validation_batches(session))).inputs
-    ids = inputs["input_ids_3BT"][0][inputs["attention_mask_3BT"][0] > 0].tolist()
+    ids = inputs["input_ids_MT"][0][inputs["attention_mask_MT"][0] > 0].tolist()
     assert ids in [tokenizer(row["query"])["input_ids"] for row in ROWS]
     assert ids[0] == tokenizer.cls_token_id
     AutoModel.from_pretrained(tmp_path / "model")

@@ -43,12 +43,17 @@ def sharded(size):
     return {"compute": {"workers": size, "parallelism": {"shard": size}}}
 
 
+def split_layers(size):
+    return {"compute": {"workers": size, "parallelism": {"tensor": size}}}
+
+
 @pytest.mark.parametrize(
     ("shape", "spec", "weights", "gradients", "optimizer", "saving"),
     [
         pytest.param(BILLION, {}, 4e9, 4e9, 8e9, 12e9, id="everything moves"),
         pytest.param(ADAPTED, {}, 4e9, 4e7, 8e7, 12e7, id="an adapter moves"),
         pytest.param(BILLION, sharded(4), 1e9, 1e9, 2e9, 3e9, id="a quarter"),
+        pytest.param(BILLION, split_layers(4), 1e9, 1e9, 2e9, 3e9, id="a quarter of each layer"),
         pytest.param(
             BILLION, {"training": {"optimizer": {"name": "muon"}}}, 4e9, 4e9, 4.8e9, 8.8e9, id="one state a matrix"
         ),
@@ -70,6 +75,9 @@ def test_state_of_a_worker(shape, spec, weights, gradients, optimizer, saving):
             {**sharded(4), "training": {"precision": "bf16"}},
             2 * (2 * 5 * 10**7 + 2 * 10**8) + 4 * 5 * 10**7,
             id="gathered in bf16",
+        ),
+        pytest.param(
+            split_layers(4), (4 * (2 * 5 * 10**7 + 2 * 10**8) + 4 * 5 * 10**7) / 4, id="two blocks, each in quarters"
         ),
     ],
 )
@@ -96,6 +104,13 @@ ALL = 16 * 50_000 * 4 + NORMS
 )
 def test_activations_of_a_token(training, kept):
     assert of(BILLION, rows=2, tokens=512, training=training).activations == 2 * 512 * kept
+
+
+def test_split_layers_keep_what_enters_them_and_a_part_of_what_they_compute():
+    entering, computed = 2 * 16 * 2048, 16 * 50_000 // 4
+    found = of(BILLION, rows=2, tokens=512, **split_layers(4))
+    assert found.activations == 2 * 512 * (4 * (entering + computed) + NORMS)
+    assert found.loss == 2**24 * 8 + 4 * 2048 * (32_000 + 1024)
 
 
 def test_activations_grow_with_rows_and_scores_with_the_square_of_their_length():

@@ -79,6 +79,7 @@ def test_a_metric_may_be_left_out(tmp_path):
     session, losses = open_alone(make_train_run(tmp_path, evaluation={"metrics": ["perplexity"]}))
     session.loop.train()
     assert set(losses.evaluations[10]) == {"perplexity"}
+    assert "train/perplexity" in losses.reported
 
 
 def test_a_model_that_does_not_exist_is_refused(tmp_path):
@@ -180,6 +181,12 @@ def test_another_jobs_checkpoint_is_gone_on_from(tmp_path):
 def test_the_length_of_the_run(tmp_path, training, expected):
     run = make_train_run(tmp_path, training=training)
     assert num_steps(run, prepare_data(run, None)) == expected
+
+
+def test_a_comparison_counts_as_the_two_sequences_that_it_has(tmp_path):
+    run = make_train_run(tmp_path, training={"steps": None, "tokens": 1025})
+    data = prepare_data(run, None)
+    assert num_steps(run.model_copy(update={"objective": "preference"}), data) == 2
 
 
 def test_two_epochs_are_twice_one(tmp_path):
