@@ -134,6 +134,11 @@ def used(log: list[Request]) -> set[Right]:
     return rights
 
 
+def is_watched(kind: str, log: list[Request]) -> bool:
+    """Whether a watch of the kind has begun."""
+    return any(f"/{kind}?" in entry.path and "watch=" in entry.path and entry.status == 200 for entry in list(log))
+
+
 def namespaces_asked(log: list[Request]) -> set[str | None]:
     """The namespaces of the requests, None for those that span all."""
     matches = (PATH.fullmatch(entry.path.partition("?")[0]) for entry in log)
@@ -204,6 +209,9 @@ def test_everything_works_with_the_rights_of_the_chart_and_each_of_them_is_used(
             settings["namespace"] = served.name
         operator = OperatorProcess(installation.folder, kubeconfig, tracking.uri, **settings).start()
         stack.callback(operator.kill)
+        # A list would tell of it: those before the watches are waited for, those after them fail.
+        wait_until(lambda: all(is_watched(kind, proxy.log) for kind in kinds), 60, "the watches")
+        rules[:0] = [Rule("respond", "GET", rf"/{kind}\?", watch=False, status=503) for kind in kinds]
         other.claim("corpora", "checkpoints")
         other.create(pretrain_document(data=DATA, checkpoint=CHECKPOINT))
         served.claim("corpora", "checkpoints")
