@@ -16,6 +16,8 @@ CPU = torch.device("cpu")
 ALONE = Workers(0, 1, CPU, control_group=None)
 UNREACHED = 10_000_000
 """A number of steps that no comparison gets to."""
+LLAMA_VOCABULARY = 32_000
+"""What transformers' LlamaConfig has where none is given."""
 END = 0
 """Id of the token that ends a document, and that fills rows."""
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from peers import ALONE, CPU, END, UNREACHED, Subject, parser, places, random_llama, steps_timed
+from peers import ALONE, CPU, END, LLAMA_VOCABULARY, UNREACHED, Subject, parser, places, random_llama, steps_timed
 from plinth_api.parse import parse_resource
 from plinth_api.pretrain_job import PretrainJob
 from plinth_api.resolve import resolve_train_run
@@ -51,7 +51,7 @@ Block = Callable[[int], float]
 """Trains so many steps; returns the seconds that they took."""
 
 
-FULL = Subject(384, 8, 6, 1024, 8192, 512, 8, 600)
+FULL = Subject(384, 8, 6, 1024, LLAMA_VOCABULARY, 512, 8, 600)
 TINY = Subject(32, 2, 2, 64, 512, 64, 2, 20)
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from peers import ALONE, CPU, END, UNREACHED, Subject, parser, places, random_llama, steps_timed
+from peers import ALONE, CPU, END, LLAMA_VOCABULARY, UNREACHED, Subject, parser, places, random_llama, steps_timed
 from plinth_api.fine_tune_job import FineTuneJob
 from plinth_api.parse import parse_resource
 from plinth_api.resolve import resolve_train_run
@@ -46,7 +46,7 @@ from turns import take_turns
 _LORA = {"r": 16, "alpha": 32, "dropout": 0.0}
 
 
-FULL = Subject(384, 8, 6, 1024, 8192, 512, 8, 120)
+FULL = Subject(384, 8, 6, 1024, LLAMA_VOCABULARY, 512, 8, 120)
 TINY = Subject(32, 2, 2, 64, 512, 64, 2, 10)
 
 

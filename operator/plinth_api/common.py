@@ -147,7 +147,7 @@ class Prepare(ApiModel):
 
 
 class Elastic(ApiModel):
-    """Bounds of a number of workers that moves with what the cluster has."""
+    """Bounds of a number of workers that moves: up where nodes join, down where they go."""
 
     rules = (
         Rule(
@@ -273,7 +273,7 @@ class Compute(PodOptions):
     """The workers of a job."""
 
     workers: int = Field(default=1, ge=1, le=4096, description="workers is the number of training processes.")
-    elastic: Elastic | None = Field(default=None, description="elastic lets the number of workers move.")
+    elastic: Elastic | None = Field(default=None, description="elastic lets workers, who begin, become more or fewer.")
     per_worker: Resources = Field(default=Resources(), description="perWorker is what one worker asks for.")
     parallelism: Parallelism | None = Field(
         default=None,
@@ -305,9 +305,7 @@ class Checkpoint(ApiModel):
     resume_from: Uri | None = Field(
         default=None, description="resumeFrom goes on from the newest complete checkpoint in another job's folder."
     )
-    secret_ref: SecretRef | None = Field(
-        default=None, description="secretRef names a Secret with the uris' credentials."
-    )
+    secret_ref: SecretRef | None = Field(default=None, description="secretRef names a Secret with the uris' keys.")
 
 
 class GateRule(ApiModel):

@@ -255,6 +255,7 @@ def resolve_workers(compute: Compute) -> RunWorkers:
     resources, shard = compute.per_worker, compute.shard_size()
     return RunWorkers(
         num_workers=compute.workers,
+        elastic=compute.elastic,
         shard=shard,
         replicate=compute.data_size() // shard,
         tensor=compute.workers // compute.data_size(),

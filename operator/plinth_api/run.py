@@ -10,7 +10,7 @@ from pydantic import Field, field_serializer
 
 from plinth_api.adaptation import Method
 from plinth_api.base import ApiModel
-from plinth_api.common import GateRule
+from plinth_api.common import Elastic, GateRule
 from plinth_api.job import DataFormat
 
 MAX_RUN_BYTES = 512 * 1024
@@ -91,9 +91,13 @@ class RunTraining(ApiModel):
 
 
 class RunWorkers(ApiModel):
-    """The processes that train; `shard` x `replicate` x `tensor` equals `num_workers`."""
+    """The processes that train; `shard` x `replicate` x `tensor` equals `num_workers`.
+
+    With `elastic` their number moves between its bounds, and `num_workers` is the one to begin with.
+    """
 
     num_workers: int
+    elastic: Elastic | None = None
     shard: int
     replicate: int
     tensor: int

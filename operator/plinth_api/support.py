@@ -23,7 +23,6 @@ _JOB_NOT_SUPPORTED: Mapping[str, Collection[object]] = {
     "spec.data.columns.audio": ANY,
     "spec.training.optimizer.name": {"adamw8bit"},
     "spec.training.precision": {"fp8"},
-    "spec.compute.elastic": ANY,
     "spec.compute.parallelism.context": ABOVE_ONE,
 }
 

@@ -37,6 +37,7 @@ def job_problems(job: Job) -> list[Problem]:
     return [
         *_parallelism_problems(job.spec.compute, job.spec.training.optimizer.name),
         *_tensor_problems(job),
+        *_elastic_problems(job.spec.compute),
         *_batch_problems(job),
         *_evaluation_problems(job),
         *_uri_problems(job),
@@ -83,6 +84,26 @@ def _tensor_problems(job: Job) -> Iterator[Problem]:
         yield Problem(path, f"not supported yet: {path} with method {job.spec.method.name}; {instead}")
     elif objective != "causalLM":
         yield Problem(path, f"not supported yet: {path} for {objective}; {instead}")
+
+
+def _elastic_problems(compute: Compute) -> Iterator[Problem]:
+    elastic, path = compute.elastic, "spec.compute.elastic"
+    if elastic is None:
+        return
+    if not elastic.min_workers <= compute.workers <= elastic.max_workers:
+        yield Problem(
+            "spec.compute.workers",
+            f"{compute.workers} workers, with which the job begins, are not within elastic's bounds; use "
+            f"{elastic.min_workers} to {elastic.max_workers}",
+        )
+    if compute.queue_name:
+        yield Problem(path, f"not supported yet: {path} in a queue, which admits a fixed number of pods; leave one out")
+    if compute.data_size() < compute.workers or compute.shard_size() not in (1, compute.workers):
+        yield Problem(
+            path,
+            f"not supported yet: {path} with weights that are split in two ways; leave spec.compute.parallelism out, "
+            f"or set its shard to 1 or to workers = {compute.workers}",
+        )
 
 
 def _batch_problems(job: Job) -> Iterator[Problem]:

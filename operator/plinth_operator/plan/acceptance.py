@@ -34,6 +34,9 @@ def spec_problems(job: Job, claims: Mapping[str, ClaimFacts], settings: Settings
         build_ray_cluster_spec(job, settings=settings, attempt=1)
     except InvalidSpec as error:
         return error.problems
+    if job.spec.compute.elastic and settings.queue_name:
+        queue = f"the platform's queue {settings.queue_name}, which admits a fixed number of pods"
+        return (Problem("spec.compute.elastic", f"not supported yet: spec.compute.elastic in {queue}; leave it out"),)
     return tuple(storage_problems(job, claims, settings))
 
 

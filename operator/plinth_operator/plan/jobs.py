@@ -164,7 +164,9 @@ def _running(look: Look, attempts: list[Attempt]) -> Plan:
         told = run.tags.get(PHASE, "") if run else ""
         stepping = run is not None and run.step is not None
         phase: JobPhase = "Training" if stepping or told == "training" else "Starting"
-        verdict = Verdict("Evaluating" if told == "evaluating" else phase, look.lost_pod_cause(pods) or cause)
+        needed = look.needed(pods)
+        cause = look.lost_pod_cause(needed) or waiting_cause(needed, clusters, look.seen.workloads)
+        verdict = Verdict("Evaluating" if told == "evaluating" else phase, cause)
     else:
         verdict = Verdict("Starting", cause or suspended_cause(ray_job))
     drifted = live.number if look.has_drifted(ray_job) else None

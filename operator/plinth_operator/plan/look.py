@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from plinth_api.elastic import fewest_workers
 from plinth_api.errors import InvalidSpec
 from plinth_api.parse import Job
 from plinth_api.status import Attempt, JobStatus
@@ -85,4 +86,11 @@ class Look:
         if cause is not None or self.old.reason not in ENDS_OF_PODS or self.old.phase not in ("Training", "Evaluating"):
             return cause
         there = sum(pod.role == "worker" and pod.ready and not pod.deleting for pod in pods)
-        return Cause(self.old.reason, self.old.message or "") if there < self.job.spec.compute.workers else None
+        return Cause(self.old.reason, self.old.message or "") if there < fewest_workers(self.job.spec.compute) else None
+
+    def needed(self, pods: tuple[PodFacts, ...]) -> tuple[PodFacts, ...]:
+        """The pods without which an attempt that trains would not: an elastic one goes on without some workers."""
+        compute = self.job.spec.compute
+        ready = [pod for pod in pods if pod.role != "worker" or (pod.ready and not pod.deleting)]
+        there = sum(pod.role == "worker" for pod in ready)
+        return tuple(ready) if compute.elastic and there >= compute.elastic.min_workers else pods

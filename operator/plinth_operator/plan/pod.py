@@ -8,6 +8,7 @@ follow the restricted pod security standard with a root file system for reading 
 from typing import Any
 
 from plinth_api.common import Resources
+from plinth_api.elastic import most_workers
 from plinth_api.errors import InvalidSpec, Problem
 from plinth_api.model_service import ModelService
 from plinth_api.parse import Job, Resource
@@ -100,6 +101,11 @@ def build_submitter_template(job: Job, *, settings: Settings, attempt: int) -> M
     }
 
 
+def scales(resource: Resource) -> bool:
+    """Whether the number of a resource's pods moves: Ray's autoscaler is in its head then."""
+    return isinstance(resource, ModelService) or resource.spec.compute.elastic is not None
+
+
 def worker_resources(resource: Resource) -> Resources:
     """What one worker or one replica asks for."""
     if isinstance(resource, ModelService):
@@ -138,7 +144,7 @@ def _placement(resource: Resource, role: Role) -> dict[str, Any]:
     accelerator = resource.spec.compute.accelerator
     if role == "worker" and accelerator and accelerator.product:
         placement["nodeSelector"] = {_PRODUCT_LABEL: accelerator.product, **placement.get("nodeSelector", {})}
-    if not isinstance(resource, ModelService) and resource.spec.compute.workers == 1:
+    if not isinstance(resource, ModelService) and most_workers(resource.spec.compute) == 1:
         placement["affinity"] = _together(resource)
     return placement
 
@@ -166,15 +172,15 @@ def _together(job: Job) -> dict[str, Any]:
 def _identity(resource: Resource, role: Role) -> dict[str, Any]:
     """Who the pod is.
 
-    The head of a service has Ray's autoscaler, which talks to the API server as a ServiceAccount that KubeRay makes for
-    it: a user's own would get the right to delete pods. No other pod has a token.
+    The head of what scales has Ray's autoscaler, which talks to the API server as a ServiceAccount that KubeRay makes
+    for it: a user's own would get the right to delete pods. No other pod has a token.
     """
     compute = resource.spec.compute
-    scales = isinstance(resource, ModelService) and role == "head"
-    identity: dict[str, Any] = {"automountServiceAccountToken": scales}
+    has_autoscaler = scales(resource) and role == "head"
+    identity: dict[str, Any] = {"automountServiceAccountToken": has_autoscaler}
     if compute.image_pull_secrets:
         identity["imagePullSecrets"] = [{"name": secret.name} for secret in compute.image_pull_secrets]
-    if compute.service_account_name and not scales:
+    if compute.service_account_name and not has_autoscaler:
         identity["serviceAccountName"] = compute.service_account_name
     return identity
 

@@ -6,12 +6,13 @@ Only fields that KubeRay 1.6 knows: server-side apply refuses others.
 import json
 from typing import Any
 
+from plinth_api.elastic import fewest_workers, most_workers
 from plinth_api.errors import InvalidSpec, Problem
 from plinth_api.model_service import ModelService
 from plinth_api.parse import Resource
 from plinth_api.quantity import parse_quantity, whole_cpus
 from plinth_operator.facts import Manifest
-from plinth_operator.plan.pod import build_pod_template, container_security_context, worker_resources
+from plinth_operator.plan.pod import build_pod_template, container_security_context, scales, worker_resources
 from plinth_operator.settings import Settings
 
 WORKER_GROUP = "workers"
@@ -41,7 +42,7 @@ def build_ray_cluster_spec(resource: Resource, *, settings: Settings, attempt: i
         "rayVersion": settings.ray_version,
         # Written out: KubeRay takes nothing for "disabled".
         "authOptions": {"mode": "token"},
-        **(_autoscaling() if isinstance(resource, ModelService) else {}),
+        **(_autoscaling() if scales(resource) else {}),
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0"},
             "template": build_pod_template(resource, "head", settings=settings, attempt=attempt),
@@ -68,7 +69,7 @@ def build_ray_cluster_spec(resource: Resource, *, settings: Settings, attempt: i
 
 
 def _autoscaling() -> dict[str, Any]:
-    """One replica more or less is one pod more or less, within the cluster that there is."""
+    """One replica or worker more or less is one pod more or less, within the cluster that there is."""
     return {
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {
@@ -84,8 +85,9 @@ def _autoscaling() -> dict[str, Any]:
 def _group_size(resource: Resource) -> dict[str, int]:
     if isinstance(resource, ModelService):
         return {"replicas": resource.spec.scaling.min_replicas, "minReplicas": 0, "maxReplicas": MAX_REPLICAS}
-    workers = resource.spec.compute.workers
-    return {"replicas": workers, "minReplicas": workers, "maxReplicas": workers}
+    compute = resource.spec.compute
+    bounds = {"minReplicas": fewest_workers(compute), "maxReplicas": most_workers(compute)}
+    return {"replicas": compute.workers, **bounds}
 
 
 def _worker_start_params(resource: Resource) -> dict[str, str]:

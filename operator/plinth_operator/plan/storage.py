@@ -6,6 +6,7 @@ A claim that is missing holds a resource until it appears; one that cannot do wh
 from collections.abc import Iterator, Mapping, Sequence
 
 from plinth_api.common import Volume
+from plinth_api.elastic import most_workers
 from plinth_api.errors import Problem
 from plinth_api.model_service import ModelService
 from plinth_api.objective_rules import teacher_of
@@ -85,7 +86,7 @@ def _folder_problems(job: Job) -> Iterator[Problem]:
 def _sharing_problems(job: Job, claims: Mapping[str, ClaimFacts], settings: Settings) -> Iterator[Problem]:
     volume = _volume_at(local_path(job.spec.checkpoint.uri or "") or "", job.spec.compute.volumes or ())
     name = checkpoint_claim(job, settings) or (volume.claim_name if volume else "")
-    claim, workers = claims.get(name), job.spec.compute.workers
+    claim, workers = claims.get(name), most_workers(job.spec.compute)
     if claim is None or "ReadWriteMany" in claim.access_modes:
         return
     modes = ", ".join(claim.access_modes) or "none"

@@ -35,6 +35,7 @@ SAMPLES: dict[str, Any] = {
     "spec.training.microBatchSize": "auto",
     "spec.training.packing": False,
     "spec.compute.workers": 4,
+    "spec.compute.elastic.minWorkers": 1,
     "spec.compute.elastic.maxWorkers": 4,
     "spec.evaluation.metrics": ["loss"],
     "spec.evaluation.gate[].metric": "loss",
@@ -55,6 +56,8 @@ GIVEN: dict[str, Document] = {
     "spec.task.reinforcement.reward.uri": {"spec.task.reinforcement.grpo": {}},
     "spec.task.reinforcement.reward.secretRef.name": {"spec.task.reinforcement.grpo": {}},
     "spec.compute.parallelism.replicate": {"spec.compute.perWorker.gpus": 1},
+    "spec.compute.elastic.minWorkers": {"spec.compute.elastic.minWorkers": 2},
+    "spec.compute.elastic.maxWorkers": {"spec.compute.elastic.maxWorkers": 3},
     "spec.evaluation.gate[].metric": {
         "spec.evaluation.gate[].metric": "perplexity",
         "spec.evaluation.gate[].max": 1.0,

@@ -55,7 +55,7 @@ def test_sections_have_one_name_each():
         pytest.param("Compute", "| `nodeSelector` | map of string, 1 to 253 characters |", id="a map"),
         pytest.param("GateRule", "| `by` | number, at least 0 |", id="a bound on one side"),
         pytest.param("Training", "- Rule: exactly one of steps, epochs, tokens must be set.", id="a rule"),
-        pytest.param("Elastic", "**Not supported yet.** Bounds of", id="a block below a field that is not supported"),
+        pytest.param("KTO", "**Not supported yet.** Kahneman-", id="a block below a field that is not supported"),
         pytest.param("PretrainJob", "after that only\n`spec.suspend`", id="what may change"),
     ],
 )

@@ -59,10 +59,10 @@ def _train(run: TrainRun, launcher: str, stop_file: Path) -> None:
 
         join_ray(run)
         # After joining: Ray's own handler of SIGTERM would end this process at once.
-        _stop_on_signals(stop_file)
+        asked = _stop_on_signals(stop_file)
         # In a thread, where Ray Train leaves SIGINT alone.
         with ThreadPoolExecutor(max_workers=1) as pool:
-            pool.submit(train_with_ray, run).result()
+            pool.submit(train_with_ray, run, asked).result()
     else:
         from plinth_workloads.train.session import run_training
 
@@ -70,13 +70,19 @@ def _train(run: TrainRun, launcher: str, stop_file: Path) -> None:
         run_training(run)
 
 
-def _stop_on_signals(stop_file: Path) -> None:
-    """Let SIGTERM and SIGINT ask the workers to save and stop; a second one ends this process at once."""
+def _stop_on_signals(stop_file: Path) -> threading.Event:
+    """Let SIGTERM and SIGINT ask the workers to save and stop; a second one ends this process at once.
+
+    Returns:
+        Set once one has come.
+    """
     asked_at: list[float] = []
+    asked = threading.Event()
 
     def ask_or_end(number: int, _frame: object) -> None:
         if not asked_at:
             asked_at.append(time.monotonic())
+            asked.set()
             stop_file.touch()
         elif time.monotonic() - asked_at[0] > _TOGETHER_SECONDS:
             signal.signal(number, signal.SIG_DFL)
@@ -84,6 +90,7 @@ def _stop_on_signals(stop_file: Path) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask_or_end)
+    return asked
 
 
 def _report_failure(run: TrainRun, error: Exception) -> int:

@@ -161,7 +161,8 @@ def open_session(
     if tracker is not None:
         _log_inputs(session, tracker)
     _publish_start(session)
-    _write(log, "started", step=loop.state.step, totalSteps=loop.num_steps, parameters=_num_parameters(model))
+    sizes = {"totalSteps": loop.num_steps, "parameters": _num_parameters(model), "workers": workers.world_size}
+    _write(log, "started", step=loop.state.step, **sizes)
     if loop.state.step == 0 and any(rule.better_than == "base" for rule in run.evaluation.gate):
         with without_virtual_tokens(model):
             loop.record_evaluation("base")

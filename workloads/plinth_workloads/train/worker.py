@@ -1,18 +1,23 @@
 """The glue to Ray Train: the only module that knows it. Starts the workers and runs the session in each of them."""
 
+import itertools
 import logging
 import os
+import threading
 from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from plinth_api.quantity import whole_cpus
 from plinth_api.run import TrainRun
 from plinth_workloads.errors import UserError
+from plinth_workloads.train.elastic import Pace, WorkersLost, train_elastically
 
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 """Rows and weights do not travel through Ray's object store, so it can be small."""
@@ -21,33 +26,74 @@ _MOST_CHARACTERS = 1000
 """Of what Ray says of a death."""
 
 
-def train_with_ray(run: TrainRun) -> None:
+def train_with_ray(run: TrainRun, asked: threading.Event, pace: Pace | None = None) -> None:
     """Train on the Ray cluster that `join_ray` has joined, and leave it.
+
+    Args:
+        run: The run document.
+        asked: Set once somebody has asked this process to save and stop.
+        pace: Of an elastic run.
 
     Raises:
         UserError: The first that a worker raised.
     """
-    trainer = TorchTrainer(
-        _train_loop_per_worker,
-        train_loop_config={"run": run.model_dump_json(by_alias=True)},
-        torch_config=TorchConfig(backend="nccl" if run.workers.gpus else "gloo", timeout_s=3600),
-        scaling_config=ScalingConfig(
-            num_workers=run.workers.num_workers,
-            use_gpu=run.workers.gpus > 0,
-            resources_per_worker=_resources_per_worker(run),
-        ),
-        run_config=RunConfig(
-            name=run.uid, storage_path=f"{run.work_dir}/ray", failure_config=FailureConfig(max_failures=0)
-        ),
-    )
+    cluster = _RayCluster(run)
     try:
-        trainer.fit()
-    except WorkerGroupError as error:
-        raise _cause(error) from error
-    except TrainingFailedError as error:
-        raise UserError("UserCodeError", f"Ray Train failed: {str(error).splitlines()[-1]}") from error
+        if run.workers.elastic is None:
+            cluster.train(run)
+        else:
+            cluster.ask_for(run.workers.elastic.max_workers)
+            train_elastically(run, cluster, asked, pace)
     finally:
         ray.shutdown()
+
+
+class _RayCluster:
+    """The Ray cluster that this process has joined, which is the run's own."""
+
+    def __init__(self, run: TrainRun) -> None:
+        self._per_worker = _resources_per_worker(run)
+        self._starts = itertools.count()
+
+    def ask_for(self, workers: int) -> None:
+        """Tell Ray's autoscaler, where there is one, how many workers there should be room for."""
+        request_resources(bundles=[self._per_worker] * workers)
+
+    def room(self) -> int:
+        """How many workers the nodes that are alive have room for, those that train included."""
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return sum(
+            min(int(offered.get(name, 0) // amount) for name, amount in self._per_worker.items()) for offered in alive
+        )
+
+    def train(self, run: TrainRun) -> None:
+        """Train on a fixed number of workers."""
+        trainer = TorchTrainer(
+            _train_loop_per_worker,
+            train_loop_config={"run": run.model_dump_json(by_alias=True)},
+            torch_config=TorchConfig(backend="nccl" if run.workers.gpus else "gloo", timeout_s=3600),
+            scaling_config=ScalingConfig(
+                num_workers=run.workers.num_workers,
+                use_gpu=run.workers.gpus > 0,
+                resources_per_worker=self._per_worker,
+            ),
+            run_config=RunConfig(
+                # A name that Ray Train knows would go on with what it remembers of it.
+                name=f"{run.uid}-{next(self._starts)}",
+                storage_path=f"{run.work_dir}/ray",
+                # A node may be gone before Ray knows: workers that do not start are counted anew, where that helps.
+                failure_config=FailureConfig(
+                    max_failures=0, controller_failure_limit=-1 if run.workers.elastic is None else 0
+                ),
+            ),
+        )
+        try:
+            trainer.fit()
+        except WorkerGroupError as error:
+            raise _cause(error) from error
+        except TrainingFailedError as error:
+            failure = WorkersLost if isinstance(error, ControllerError) else UserError
+            raise failure("UserCodeError", f"Ray Train failed: {str(error).splitlines()[-1]}") from error
 
 
 def _resources_per_worker(run: TrainRun) -> dict[str, float]:
@@ -88,7 +134,8 @@ def _cause(error: WorkerGroupError) -> Exception:
     # With the name: the text ends in advice, and what is read from it is the name.
     for death in sorted(deaths, key=lambda death: not isinstance(death, OutOfMemoryError)):
         text = " ".join(str(death).split())[:_MOST_CHARACTERS]
-        return UserError("UserCodeError", f"a worker failed: ray.exceptions.{type(death).__name__}: {text}")
+        lost = UserError if isinstance(death, OutOfMemoryError) else WorkersLost
+        return lost("UserCodeError", f"a worker failed: ray.exceptions.{type(death).__name__}: {text}")
     without = [failure for failure in failures if _sentence_of(failure) is None]
     if sentences and not without:
         return sentences[0]

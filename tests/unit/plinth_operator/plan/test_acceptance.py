@@ -179,3 +179,13 @@ def test_a_cluster_that_etcd_could_not_hold_is_refused_with_its_limit():
     assert (found.status["phase"], found.status["reason"]) == ("Failed", "InvalidSpec")
     assert found.status["message"].startswith("spec.compute: is too large: the Ray cluster made from it")
     assert "1024 KiB" in found.status["message"]
+
+
+def test_an_elastic_job_is_refused_where_the_platform_has_a_queue():
+    document = pretrain_document(namespace="team-a", uid=UID, compute={"elastic": {"minWorkers": 1, "maxWorkers": 2}})
+    document["metadata"]["generation"] = 1
+    settings = SETTINGS.model_copy(update={"queue_name": "gpus"})
+    told = plan_job(document, SEEN, settings=settings, now=T0).status
+    assert (told["phase"], told["reason"]) == ("Failed", "InvalidSpec")
+    assert "spec.compute.elastic: not supported yet: " in told["message"]
+    assert "in the platform's queue gpus" in told["message"]

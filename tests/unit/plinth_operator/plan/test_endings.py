@@ -43,9 +43,9 @@ CRASHED = ray_job(
 )
 
 
-def plan(job: RayJobFacts, pods: tuple[PodFacts, ...], run: RunFacts, status: Any = None) -> Plan:
+def plan(job: RayJobFacts, pods: tuple[PodFacts, ...], run: RunFacts, status: Any = None, **spec: Any) -> Plan:
     """Five seconds after the end; `status` is what was told before."""
-    document = pretrain_document(namespace="team-a", uid=UID)
+    document = pretrain_document(namespace="team-a", uid=UID, **spec)
     document["metadata"]["generation"] = 1
     document["status"] = status or {}
     seen = Observed(claims={"plinth": CLAIM}, run=run, ray_jobs=(job,), pods=pods)
@@ -103,3 +103,18 @@ def test_a_pod_that_is_gone_before_the_end_is_seen_is_remembered(
 def test_an_attempt_that_goes_on_with_another_pod_is_not_said_to_have_lost_one():
     told = plan(RUNNING, (HEAD, EVICTED), TRAINS).status
     assert plan(RUNNING, (HEAD, replace(NEW, ready=True)), TRAINS, told).status["reason"] == ""
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        pytest.param(EVICTED, id="evicted"),
+        pytest.param(replace(NEW, phase="Pending", unschedulable="0/3 nodes are available"), id="without a node"),
+    ],
+)
+def test_an_elastic_attempt_trains_without_what_it_does_not_need(lost: PodFacts):
+    elastic = {"workers": 2, "elastic": {"minWorkers": 1, "maxWorkers": 3}}
+    told = plan(RUNNING, (HEAD, pod("three", "worker"), lost), TRAINS, compute=elastic).status
+    assert (told["phase"], told["reason"]) == ("Training", "")
+    told = plan(RUNNING, (HEAD, lost), TRAINS, compute=elastic).status
+    assert (told["phase"], told["reason"]) == ("Training", "NodeLost" if lost is EVICTED else "Unschedulable")

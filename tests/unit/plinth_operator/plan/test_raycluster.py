@@ -34,6 +34,16 @@ def test_a_job_has_as_many_workers_as_it_asks_for():
     assert "enableInTreeAutoscaling" not in cluster
 
 
+def test_an_elastic_job_begins_with_its_workers_and_leaves_the_rest_to_rays_autoscaler():
+    cluster = cluster_of(make("PretrainJob", compute={"workers": 4, "elastic": {"minWorkers": 2, "maxWorkers": 8}}))
+    (group,) = cluster["workerGroupSpecs"]
+    assert (group["minReplicas"], group["replicas"], group["maxReplicas"]) == (2, 4, 8)
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert cluster["autoscalerOptions"]["version"] == "v2"
+    assert cluster["headGroupSpec"]["template"]["spec"]["automountServiceAccountToken"] is True
+    assert group["template"]["spec"]["automountServiceAccountToken"] is False
+
+
 def test_a_service_scales_within_one_cluster():
     cluster = cluster_of(make("ModelService", scaling={"minReplicas": 2, "maxReplicas": 7}))
     (group,) = cluster["workerGroupSpecs"]
