@@ -1,17 +1,23 @@
 """From the pieces of a request's choices to OpenAI's answers: one JSON body, or chunks of a stream."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from pydantic import BaseModel
 
-from plinth_workloads.serving.engine import FinishReason, TokenDelta
+from plinth_workloads.serving.engine import FinishReason, ScoredText, ScoredToken, TokenDelta
 from plinth_workloads.serving.protocol import (
     ChatChoice,
     ChatChunk,
     ChatChunkChoice,
+    ChatLogprob,
+    ChatLogprobs,
     ChatResponse,
     ChatText,
+    ChatTopLogprob,
     CompletionChoice,
+    CompletionLogprobs,
     CompletionResponse,
     Usage,
     new_id,
@@ -19,22 +25,48 @@ from plinth_workloads.serving.protocol import (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class WholeChoice:
+    """All pieces of a choice put together."""
+
+    text: str
+    finish_reason: FinishReason | None
+    scores: tuple[ScoredToken, ...]
+
+
 class CompletionAnswer:
     """Writes the answer to POST /v1/completions."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, with_logprobs: bool = False) -> None:
         self._id, self._created, self._model = new_id("cmpl"), now_seconds(), model
+        self._with_logprobs = with_logprobs
+        self._offsets: dict[int, int] = {}
 
-    def whole(self, choices: Sequence[tuple[str, FinishReason | None]], usage: Usage) -> BaseModel:
+    def whole(self, choices: Sequence[WholeChoice], usage: Usage) -> BaseModel:
         """All texts with the reasons for which they ended."""
-        return self._response(
-            [CompletionChoice(index=i, text=text, finish_reason=reason) for i, (text, reason) in enumerate(choices)],
-            usage,
-        )
+        return self._response([self._choice(index, choice) for index, choice in enumerate(choices)], usage)
 
     def chunk(self, index: int, delta: TokenDelta) -> BaseModel:
         """One piece of choice `index`."""
-        return self._response([CompletionChoice(index=index, text=delta.text, finish_reason=delta.finish_reason)], None)
+        return self._response([self._choice(index, delta)], None)
+
+    def _choice(self, index: int, part: WholeChoice | TokenDelta) -> CompletionChoice:
+        logprobs = self._logprobs(index, part.scores) if self._with_logprobs else None
+        return CompletionChoice(index=index, text=part.text, logprobs=logprobs, finish_reason=part.finish_reason)
+
+    def _logprobs(self, index: int, scores: Sequence[ScoredToken]) -> CompletionLogprobs:
+        offset, offsets = self._offsets.get(index, 0), []
+        for score in scores:
+            offsets.append(offset)
+            offset += len(score.text)
+        self._offsets[index] = offset
+        return CompletionLogprobs(
+            tokens=[score.text for score in scores],
+            token_logprobs=[score.logprob for score in scores],
+            # Of several parts of characters, which look the same, the likeliest stays.
+            top_logprobs=[{other.text: other.logprob for other in reversed(score.top)} for score in scores],
+            text_offset=offsets,
+        )
 
     def usage_chunk(self, usage: Usage) -> BaseModel:
         """The last chunk, where usage was asked for."""
@@ -47,19 +79,25 @@ class CompletionAnswer:
 class ChatAnswer:
     """Writes the answer to POST /v1/chat/completions."""
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, with_logprobs: bool = False) -> None:
         self._id, self._created, self._model = new_id("chatcmpl"), now_seconds(), model
+        self._with_logprobs = with_logprobs
         self._begun: set[int] = set()
 
-    def whole(self, choices: Sequence[tuple[str, FinishReason | None]], usage: Usage) -> BaseModel:
+    def whole(self, choices: Sequence[WholeChoice], usage: Usage) -> BaseModel:
         """All messages with the reasons for which they ended."""
         return ChatResponse(
             id=self._id,
             created=self._created,
             model=self._model,
             choices=[
-                ChatChoice(index=i, message=ChatText(role="assistant", content=text), finish_reason=reason)
-                for i, (text, reason) in enumerate(choices)
+                ChatChoice(
+                    index=index,
+                    message=ChatText(role="assistant", content=choice.text),
+                    logprobs=self._logprobs(choice.scores),
+                    finish_reason=choice.finish_reason,
+                )
+                for index, choice in enumerate(choices)
             ],
             usage=usage,
         )
@@ -68,14 +106,31 @@ class ChatAnswer:
         """One piece of choice `index`; the first of each tells the role."""
         text = ChatText(role=None if index in self._begun else "assistant", content=delta.text)
         self._begun.add(index)
-        return self._chunk([ChatChunkChoice(index=index, delta=text, finish_reason=delta.finish_reason)], None)
+        logprobs, reason = self._logprobs(delta.scores), delta.finish_reason
+        return self._chunk([ChatChunkChoice(index=index, delta=text, logprobs=logprobs, finish_reason=reason)], None)
 
     def usage_chunk(self, usage: Usage) -> BaseModel:
         """The last chunk, where usage was asked for."""
         return self._chunk([], usage)
 
+    def _logprobs(self, scores: Sequence[ScoredToken]) -> ChatLogprobs | None:
+        if not self._with_logprobs:
+            return None
+        return ChatLogprobs(
+            content=[
+                ChatLogprob(**_told(score), top_logprobs=[ChatTopLogprob(**_told(other)) for other in score.top])
+                for score in scores
+            ]
+        )
+
     def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None) -> ChatChunk:
         return ChatChunk(id=self._id, created=self._created, model=self._model, choices=choices, usage=usage)
+
+
+def _told(score: ScoredText) -> dict[str, Any]:
+    """OpenAI's fields of a token; what is a part of a character has no bytes of its own here."""
+    whole = "\ufffd" not in score.text
+    return {"token": score.text, "logprob": score.logprob, "bytes": list(score.text.encode()) if whole else None}
 
 
 Answer = CompletionAnswer | ChatAnswer

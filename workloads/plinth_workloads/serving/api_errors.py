@@ -8,7 +8,13 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from plinth_workloads.serving.engine import ContextLengthExceeded, EngineOverloaded, GenerationFailed, InvalidPrompt
+from plinth_workloads.serving.engine import (
+    ContextLengthExceeded,
+    EngineOverloaded,
+    GenerationFailed,
+    InvalidParameter,
+    InvalidPrompt,
+)
 from plinth_workloads.serving.protocol import ErrorBody, ErrorDetail
 from plinth_workloads.serving.served_model import ModelNotReady
 
@@ -50,6 +56,9 @@ def api_error_from(error: Exception) -> ApiError:
             return _api_error(400, error, _INVALID, "context_length_exceeded")
         case InvalidPrompt():
             return _api_error(400, error, _INVALID, "invalid_prompt")
+        case InvalidParameter():
+            detail = ErrorDetail(message=str(error), type=_INVALID, param=error.param, code="invalid_value")
+            return ApiError(400, detail)
         case EngineOverloaded():
             return _api_error(429, error, "rate_limit_error", "rate_limit_exceeded", retry_after_seconds=1)
         case ModelNotReady():

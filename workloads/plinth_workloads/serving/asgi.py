@@ -6,7 +6,7 @@ the operator.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,14 +18,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from plinth_api.service_state import STATE_PATH, ServiceState
-from plinth_workloads.serving.answers import Answer, ChatAnswer, CompletionAnswer
+from plinth_workloads.serving.answers import Answer, ChatAnswer, CompletionAnswer, WholeChoice
 from plinth_workloads.serving.api_errors import api_error_from, unknown_model
 from plinth_workloads.serving.choices import Body, UsageCount, generate_choices
 from plinth_workloads.serving.engine import (
     EngineOverloaded,
     EngineStats,
-    FinishReason,
     GenerationFailed,
+    InvalidParameter,
     InvalidPrompt,
     TokenDelta,
 )
@@ -48,6 +48,7 @@ _ANSWERED_ERRORS = (
     EngineOverloaded,
     GenerationFailed,
     HTTPException,
+    InvalidParameter,
     InvalidPrompt,
     ModelNotReady,
     RequestValidationError,
@@ -105,11 +106,13 @@ def build_asgi(served: ServedModel, *, name: str) -> FastAPI:
 
     @app.post("/v1/completions")
     async def complete(body: CompletionBody, request: Request) -> Response:
-        return await _answer(served, name, counters, body, CompletionAnswer(name), request)
+        answer = CompletionAnswer(name, with_logprobs=body.num_logprobs is not None)
+        return await _answer(served, name, counters, body, answer, request)
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
-        return await _answer(served, name, counters, body, ChatAnswer(name), request)
+        answer = ChatAnswer(name, with_logprobs=body.num_logprobs is not None)
+        return await _answer(served, name, counters, body, answer, request)
 
     @app.get("/health")
     async def health() -> JSONResponse:
@@ -160,16 +163,19 @@ async def _counted(deltas: Deltas, counters: _Counters) -> Deltas:
 
 
 async def _whole_answer(deltas: Deltas, body: Body, answer: Answer) -> Response:
-    texts: dict[int, list[str]] = {}
-    reasons: dict[int, FinishReason | None] = {}
+    made: dict[int, list[TokenDelta]] = {}
     count = UsageCount(body.n)
     async with aclosing(deltas):
         async for index, delta in deltas:
-            texts.setdefault(index, []).append(delta.text)
-            reasons[index] = delta.finish_reason
+            made.setdefault(index, []).append(delta)
             count.add(index, delta)
-    choices = [("".join(texts[index]), reasons[index]) for index in sorted(texts)]
+    choices = [_whole(parts) for _, parts in sorted(made.items())]
     return JSONResponse(answer.whole(choices, count.usage()).model_dump())
+
+
+def _whole(parts: Sequence[TokenDelta]) -> WholeChoice:
+    text = "".join(part.text for part in parts)
+    return WholeChoice(text, parts[-1].finish_reason, tuple(score for part in parts for score in part.scores))
 
 
 async def _events(first: tuple[int, TokenDelta], deltas: Deltas, body: Body, answer: Answer) -> AsyncIterator[str]:

@@ -59,6 +59,13 @@ def _requests_of(engine: Engine, body: Body) -> list[GenerationRequest]:
                 max_tokens=max_tokens,
                 temperature=body.temperature,
                 top_p=body.top_p,
+                top_k=body.top_k,
+                min_p=body.min_p,
+                repetition_penalty=body.repetition_penalty,
+                presence_penalty=body.presence_penalty,
+                frequency_penalty=body.frequency_penalty,
+                logit_bias=body.logit_bias,
+                num_logprobs=body.num_logprobs,
                 seed=None if body.seed is None else body.seed + number,
                 stop=body.stop,
             )

@@ -18,6 +18,14 @@ class SamplingParameters:
         max_tokens: Most tokens that are made, the end-of-sequence token included.
         temperature: 0 takes the likeliest token.
         top_p: The token comes from the smallest set of likeliest tokens whose probabilities reach top_p.
+        top_k: It comes from the top_k likeliest tokens; 0 for all.
+        min_p: It is at least min_p times as likely as the likeliest token.
+        repetition_penalty: Divides the logits of tokens of prompt and completion where they are positive, and
+            multiplies them where they are negative; 1 changes nothing.
+        presence_penalty: Taken from the logit of each token that the completion has.
+        frequency_penalty: Taken from it once for each time.
+        logit_bias: Added to the logits of tokens by their ids.
+        num_logprobs: How many of the likeliest tokens are told with each token and its probability; None for neither.
         seed: The same seed gives the same tokens, whatever runs beside; None for another result every time.
         stop: Strings that end the text; they are not part of it.
     """
@@ -25,6 +33,13 @@ class SamplingParameters:
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    num_logprobs: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
 
@@ -38,6 +53,25 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredText:
+    """A token as text, and the natural logarithm of the probability that the model gave it.
+
+    Attributes:
+        text: The token by itself; a replacement character where it is a part of one.
+    """
+
+    text: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken(ScoredText):
+    """A token that was made, and the likeliest ones in its place."""
+
+    top: tuple[ScoredText, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TokenDelta:
     """What one or more new tokens add to the text.
 
@@ -46,12 +80,14 @@ class TokenDelta:
         num_prompt_tokens: Tokens of the prompt.
         num_completion_tokens: Tokens made so far.
         finish_reason: Set in the last delta only: "stop" for a stop string or the end of the sequence.
+        scores: The new tokens that are text, where the request asks for their probabilities.
     """
 
     text: str
     num_prompt_tokens: int
     num_completion_tokens: int
     finish_reason: FinishReason | None = None
+    scores: tuple[ScoredToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +112,18 @@ class InvalidPrompt(ValueError):
 
 class ContextLengthExceeded(InvalidPrompt):
     """Prompt and completion together are longer than the model's context."""
+
+
+class InvalidParameter(ValueError):
+    """A value that this model cannot take.
+
+    Attributes:
+        param: The name of the parameter.
+    """
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class EngineOverloaded(Exception):
@@ -112,6 +160,7 @@ class Engine(Protocol):
 
         Raises:
             InvalidPrompt: The prompt has ids that the model does not know.
+            InvalidParameter: The bias has.
             ContextLengthExceeded: Prompt and max_tokens do not fit.
             EngineOverloaded: The queue is full.
             GenerationFailed: The model failed on this request; the engine goes on with the others.

@@ -23,27 +23,22 @@ from plinth_workloads.serving.engine import FinishReason
 
 MAX_CHOICES = 16
 MAX_STOP_STRINGS = 4
+MAX_BIASED_TOKENS = 1024
+MAX_TOP_LOGPROBS = 20
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "echo": (False,),
-    "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "min_p": (0,),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_k": (-1, 0),
     "top_logprobs": (0,),
 }
 """Values at which a parameter that is not served changes nothing; None always does."""
@@ -53,7 +48,7 @@ _IGNORED = frozenset({"metadata", "prompt_cache_key", "safety_identifier", "user
 
 
 def _is_neutral(name: str, value: Any) -> bool:
-    # logprobs is False or a number, and 0 asks for something: Python's False == 0 would not see it.
+    # Python's False == 0 would not see that one of them asks for something.
     return any(value == it and isinstance(value, bool) == isinstance(it, bool) for it in _NEUTRAL.get(name, ()))
 
 
@@ -75,6 +70,32 @@ def _parse_stop(value: Any) -> tuple[str, ...]:
     if isinstance(stop, list) and len(stop) <= MAX_STOP_STRINGS and all(isinstance(item, str) for item in stop):
         return tuple(item for item in stop if item)
     raise PydanticCustomError("stop", f"must be a string or a list of up to {MAX_STOP_STRINGS} strings")
+
+
+def _parse_bias(value: Any) -> tuple[tuple[int, float], ...]:
+    """Token ids, which JSON writes as strings, each with what is added to its logit."""
+    if not isinstance(value, dict) or len(value) > MAX_BIASED_TOKENS:
+        raise PydanticCustomError("logit_bias", f"must map at most {MAX_BIASED_TOKENS} token ids to numbers")
+    found: dict[int, float] = {}
+    for token, bias in value.items():
+        named = str(token).isdecimal()
+        if not named or isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+            raise PydanticCustomError(
+                "logit_bias",
+                "has {entry}: it must map token ids to numbers from -100 to 100",
+                {"entry": f"{str(token)[:20]!r}: {str(bias)[:20]}"},
+            )
+        found[int(token)] = float(bias)
+    return tuple(found.items())
+
+
+def _parse_top_k(value: Any) -> Any:
+    """All tokens: clients of vLLM write -1, those of transformers 0."""
+    return 0 if value == -1 else value
+
+
+def _parse_num_logprobs(value: Any) -> Any:
+    return None if value is False else value
 
 
 def _parse_content(value: Any) -> Any:
@@ -108,6 +129,12 @@ class GenerationBody(BaseModel):
     stop: Annotated[tuple[str, ...], BeforeValidator(_parse_stop)] = ()
     temperature: float = Field(default=1.0, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: Annotated[int, BeforeValidator(_parse_top_k), Field(ge=0)] = 0
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    logit_bias: Annotated[tuple[tuple[int, float], ...], BeforeValidator(_parse_bias)] = ()
     max_tokens: int | None = Field(default=None, ge=1)
     seed: int | None = None
 
@@ -136,6 +163,14 @@ class CompletionBody(GenerationBody):
     """POST /v1/completions."""
 
     prompt: Annotated[tuple[str | tuple[int, ...], ...], BeforeValidator(_parse_prompt)]
+    logprobs: Annotated[
+        Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None, BeforeValidator(_parse_num_logprobs)
+    ] = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are told with each; None where no probability is."""
+        return self.logprobs
 
 
 class MessageBody(BaseModel):
@@ -151,6 +186,19 @@ class ChatBody(GenerationBody):
 
     messages: Annotated[tuple[MessageBody, ...], Field(min_length=1)]
     max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)
+
+    @model_validator(mode="after")
+    def _require_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise PydanticCustomError("top_logprobs", "top_logprobs needs logprobs: true")
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the likeliest tokens are told with each; None where no probability is."""
+        return self.top_logprobs if self.logprobs else None
 
 
 class Usage(BaseModel):
@@ -161,12 +209,21 @@ class Usage(BaseModel):
     total_tokens: int
 
 
+class CompletionLogprobs(BaseModel):
+    """The tokens of a text, each with its logarithmic probability, the likeliest in its place, and where it begins."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
 class CompletionChoice(BaseModel):
     """One text, or in a stream one piece of it."""
 
     index: int
     text: str
-    logprobs: None = None
+    logprobs: CompletionLogprobs | None = None
     finish_reason: FinishReason | None
 
 
@@ -193,12 +250,33 @@ class ChatText(BaseModel):
         return {name: value for name, value in serialize(self).items() if value is not None}
 
 
+class ChatTopLogprob(BaseModel):
+    """A token and its logarithmic probability; `bytes` are missing where it is a part of a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+
+
+class ChatLogprob(ChatTopLogprob):
+    """A token of the answer, and the likeliest ones in its place."""
+
+    top_logprobs: list[ChatTopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """The tokens of an answer."""
+
+    content: list[ChatLogprob]
+    refusal: None = None
+
+
 class ChatChoice(BaseModel):
     """One answer."""
 
     index: int
     message: ChatText
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason | None
 
 
@@ -207,7 +285,7 @@ class ChatChunkChoice(BaseModel):
 
     index: int
     delta: ChatText
-    logprobs: None = None
+    logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason | None
 
 

@@ -27,12 +27,16 @@ from plinth_workloads.serving.engine import (
     FinishReason,
     GenerationFailed,
     GenerationRequest,
+    InvalidParameter,
     InvalidPrompt,
     SamplingParameters,
+    ScoredText,
+    ScoredToken,
     TokenDelta,
 )
+from plinth_workloads.serving.penalties import Penalties, penalties_of
 from plinth_workloads.serving.prompt_encoder import PromptEncoder
-from plinth_workloads.serving.sampling import sample_tokens
+from plinth_workloads.serving.sampling import TokenScore, sample_tokens, score_tokens
 from plinth_workloads.serving.text_stream import IncrementalDetokenizer, StopStrings
 
 logger = logging.getLogger(__name__)
@@ -51,8 +55,11 @@ class _Row:
         self.cancelled = False
         self.finished = False
         self.last_token = -1
+        self.penalties: Penalties | None = None
         self._num_tokens = 0
         self._random = random.Random(request.sampling.seed)
+        self._tokenizer = tokenizer
+        self._scores: list[ScoredToken] = []
         self._detokenizer = IncrementalDetokenizer(tokenizer, request.prompt_ids)
         self._stop = StopStrings(request.sampling.stop)
 
@@ -60,10 +67,15 @@ class _Row:
         """The random number of the next token."""
         return self._random.random()
 
-    def accept(self, token: int, *, ends: bool) -> TokenDelta | None:
+    def accept(self, token: int, score: TokenScore | None, *, ends: bool) -> TokenDelta | None:
         """Take a sampled token; what may be sent now, or None where nothing may."""
         self.last_token = token
         self._num_tokens += 1
+        if self.penalties is not None:
+            self.penalties.add(token)
+        if score is not None and not ends:
+            top = tuple(ScoredText(self._text_of(other), logprob) for other, logprob in score.top)
+            self._scores.append(ScoredToken(self._text_of(token), score.logprob, top))
         text, stopped = self._stop.push("" if ends else self._detokenizer.push(token))
         full = self._num_tokens >= self.sampling.max_tokens
         self.finished = stopped or ends or full
@@ -72,7 +84,12 @@ class _Row:
         if not text and not self.finished:
             return None
         reason: FinishReason = "stop" if stopped or ends else "length"
-        return TokenDelta(text, len(self.prompt_ids), self._num_tokens, reason if self.finished else None)
+        scores, self._scores = tuple(self._scores), []
+        return TokenDelta(text, len(self.prompt_ids), self._num_tokens, reason if self.finished else None, scores)
+
+    def _text_of(self, token: int) -> str:
+        text: str = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
+        return text
 
 
 class TorchEngine:
@@ -182,6 +199,10 @@ class TorchEngine:
             pass
 
     def _check(self, request: GenerationRequest) -> None:
+        biased = next((token for token, _ in request.sampling.logit_bias if not 0 <= token < self._vocab_size), None)
+        if biased is not None:
+            text = f"token id {biased} is outside of the model's vocabulary of {self._vocab_size}"
+            raise InvalidParameter("logit_bias", f"logit_bias: {text}")
         if not request.prompt_ids:
             raise InvalidPrompt("the prompt is empty")
         unknown = next((token for token in request.prompt_ids if not 0 <= token < self._vocab_size), None)
@@ -260,6 +281,10 @@ class TorchEngine:
             logger.exception("reading %d prompts failed", len(rows))
             self._fail(rows, error)
             return
+        for row in rows:
+            row.penalties = penalties_of(
+                row.sampling, row.prompt_ids, vocab_size=self._vocab_size, device=logits_RV.device
+            )
         self._running += rows
         self._accept(rows, logits_RV)
 
@@ -270,23 +295,34 @@ class TorchEngine:
 
     def _accept(self, rows: Sequence[_Row], logits_BV: Tensor) -> None:
         """Sample a token for each row, hand on its text and let go of the rows that are done."""
-        tokens = sample_tokens(
-            logits_BV,
-            temperatures=[row.sampling.temperature for row in rows],
-            top_ps=[row.sampling.top_p for row in rows],
-            uniforms=[row.next_uniform() for row in rows],
-        )
-        made = [(row, self._accept_token(row, token)) for row, token in zip(rows, tokens, strict=True)]
+        num_top = {i: row.sampling.num_logprobs for i, row in enumerate(rows) if row.sampling.num_logprobs is not None}
+        # A copy: what is told is what the model said, without what the request adds to it.
+        told_SV = logits_BV[list(num_top)]
+        for row, logits_V in zip(rows, logits_BV, strict=True):
+            if row.penalties is not None:
+                row.penalties.apply_(logits_V)
+        uniforms = [row.next_uniform() for row in rows]
+        tokens = sample_tokens(logits_BV, [row.sampling for row in rows], uniforms=uniforms)
+        scores: dict[int, TokenScore | None] = {}
+        if num_top:
+            of_rows = score_tokens(told_SV, [tokens[index] for index in num_top], list(num_top.values()))
+            scores = dict(zip(num_top, of_rows, strict=True))
+        made = [
+            (row, self._accept_token(row, token, scores.get(index)))
+            for index, (row, token) in enumerate(zip(rows, tokens, strict=True))
+        ]
         self._hand_over([(row, delta) for row, delta in made if delta is not None])
         self._keep_unfinished()
 
-    def _accept_token(self, row: _Row, token: int | None) -> TokenDelta | GenerationFailed | None:
+    def _accept_token(
+        self, row: _Row, token: int | None, score: TokenScore | None
+    ) -> TokenDelta | GenerationFailed | None:
         if token is None:
             row.finished = True
             return GenerationFailed("the model's output is not a finite number")
         self._last_token_at = time.monotonic()
         try:
-            return row.accept(token, ends=token in self._end_ids)
+            return row.accept(token, score, ends=token in self._end_ids)
         except Exception as error:
             logger.exception("a token could not be decoded")
             row.finished = True

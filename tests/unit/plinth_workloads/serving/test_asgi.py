@@ -126,6 +126,12 @@ async def test_parameters_reach_the_engine():
             seed=9,
             stop=["\n", "END"],
             user="me",
+            presence_penalty=0.5,
+            frequency_penalty=-1,
+            logit_bias={"7": 3},
+            logprobs=True,
+            top_logprobs=2,
+            extra_body={"top_k": 40, "min_p": 0.05, "repetition_penalty": 1.2},
         )
 
     (request,) = engine.requests
@@ -133,6 +139,49 @@ async def test_parameters_reach_the_engine():
     sampling = request.sampling
     assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.seed) == (5, 0.5, 0.25, 9)
     assert sampling.stop == ("\n", "END")
+    assert (sampling.top_k, sampling.min_p, sampling.repetition_penalty) == (40, 0.05, 1.2)
+    assert (sampling.presence_penalty, sampling.frequency_penalty, sampling.logit_bias) == (0.5, -1, ((7, 3.0),))
+    assert sampling.num_logprobs == 2
+
+
+async def test_a_completion_tells_how_likely_each_token_was_and_where_it_begins():
+    async with service(tiny()) as (_, _, client):
+        answer = await client.completions.create(model="m", prompt="abc", max_tokens=8, temperature=0, logprobs=2)
+        plain = await client.completions.create(model="m", prompt="abc", max_tokens=8, temperature=0)
+
+    told = answer.choices[0].logprobs
+    assert plain.choices[0].logprobs is None
+    assert len(told.tokens) == len(told.top_logprobs) == 8
+    assert told.text_offset == [sum(map(len, told.tokens[:index])) for index in range(8)]
+    assert told.token_logprobs == [max(top.values()) for top in told.top_logprobs]
+    assert all(logprob <= 0 for logprob in told.token_logprobs)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_chat_tells_how_likely_each_token_was_with_its_bytes(stream):
+    asked = {"model": "m", "messages": CHAT, "max_tokens": 12, "temperature": 0}
+    async with service(tiny()) as (_, _, client):
+        answer = await client.chat.completions.create(**asked, logprobs=True, top_logprobs=3, stream=stream)
+        if stream:
+            told = [token async for chunk in answer for token in chunk.choices[0].logprobs.content]
+        else:
+            told = answer.choices[0].logprobs.content
+
+    assert len(told) == 12
+    for token in told:
+        assert token.top_logprobs[0].model_dump() == token.model_dump(exclude={"top_logprobs"})
+        assert token.bytes == (None if "\ufffd" in token.token else list(token.token.encode()))
+        assert len(token.top_logprobs) == 3
+
+
+async def test_a_bias_decides_what_is_said():
+    async with service(tiny()) as (_, _, client):
+        asked = {"model": "m", "prompt": "abc", "max_tokens": 5, "temperature": 0}
+        answer = await client.completions.create(**asked, logit_bias={"65": 100}, frequency_penalty=0)
+        varied = await client.completions.create(**asked, logit_bias={"65": 100, "66": 99}, frequency_penalty=1.5)
+
+    assert len(set(answer.choices[0].text)) == 1
+    assert len(set(varied.choices[0].text)) == 2
 
 
 @pytest.mark.parametrize(
@@ -141,6 +190,9 @@ async def test_parameters_reach_the_engine():
         pytest.param("completions", {"model": "x"}, 404, "model", "model_not_found", "'x'", id="unknown model"),
         pytest.param("completions", {"echo": True}, 400, "echo", "unsupported_parameter", "echo", id="unsupported"),
         pytest.param("completions", {"temperature": 3}, 400, "temperature", None, "less than", id="out of bounds"),
+        pytest.param(
+            "completions", {"logit_bias": {"999": 1}}, 400, "logit_bias", "invalid_value", "999", id="unknown token"
+        ),
         pytest.param("completions", {"prompt": None}, 400, "prompt", None, "required", id="no prompt"),
         pytest.param("completions", {"max_tokens": 64}, 400, None, "context_length_exceeded", "shorten", id="too long"),
         pytest.param(

@@ -47,7 +47,7 @@ def test_parameters_at_values_that_change_nothing_are_accepted(neutral):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("logprobs", 1), ("logprobs", 0), ("echo", True), ("best_of", 2), ("presence_penalty", 0.5), ("unheard_of", 1)],
+    [("suffix", "x"), ("echo", True), ("best_of", 2), ("response_format", {"type": "json_object"}), ("unheard_of", 1)],
 )
 def test_parameters_that_are_not_served_are_refused_by_name(name, value):
     with pytest.raises(ValidationError, match=f"{name} is not supported"):
@@ -64,6 +64,18 @@ def test_parameters_that_are_not_served_are_refused_by_name(name, value):
         {"max_tokens": 0},
         {"n": 0},
         {"n": 17},
+        {"top_k": -2},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0},
+        {"presence_penalty": 2.1},
+        {"frequency_penalty": -2.1},
+        {"logprobs": 21},
+        {"logit_bias": [1]},
+        {"logit_bias": {"a": 1}},
+        {"logit_bias": {"-1": 1}},
+        {"logit_bias": {"1": 101}},
+        {"logit_bias": {"1": True}},
+        {"logit_bias": {str(token): 0 for token in range(1025)}},
         {"stop": ["a"] * 5},
         {"stop": [1]},
     ],
@@ -71,6 +83,24 @@ def test_parameters_that_are_not_served_are_refused_by_name(name, value):
 def test_values_out_of_bounds_are_refused(bad):
     with pytest.raises(ValidationError):
         completion(**bad)
+
+
+def test_parameters_of_sampling_are_read_as_clients_write_them():
+    body = completion(top_k=-1, logit_bias={"7": -100, "3": 0.5}, logprobs=False)
+    assert (body.top_k, body.logit_bias, body.num_logprobs) == (0, ((7, -100.0), (3, 0.5)), None)
+    assert (completion(top_k=4).top_k, completion(logprobs=0).num_logprobs) == (4, 0)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "number"), [({}, None), ({"logprobs": True}, 0), ({"logprobs": True, "top_logprobs": 3}, 3)]
+)
+def test_a_chat_asks_for_probabilities_in_two_parameters(parameters, number):
+    assert chat({"role": "user", "content": "x"}, **parameters).num_logprobs == number
+
+
+def test_likeliest_tokens_are_told_beside_the_one_that_was_made_only():
+    with pytest.raises(ValidationError, match="top_logprobs needs logprobs: true"):
+        chat({"role": "user", "content": "x"}, top_logprobs=3)
 
 
 def chat(*messages, **parameters):

@@ -1,17 +1,22 @@
 import pytest
 import torch
 
-from plinth_workloads.serving.sampling import sample_tokens
+from plinth_workloads.serving.engine import SamplingParameters
+from plinth_workloads.serving.sampling import sample_tokens, score_tokens
 
 
-def sample(logits_BV, temperature=1.0, top_p=1.0, uniforms=None):
+def wanted(**parameters):
+    return SamplingParameters(max_tokens=1, **parameters)
+
+
+def sample(logits_BV, uniforms=None, **parameters):
     num_rows = len(logits_BV)
-    return sample_tokens(
-        logits_BV,
-        temperatures=[temperature] * num_rows,
-        top_ps=[top_p] * num_rows,
-        uniforms=uniforms or [0.5] * num_rows,
-    )
+    return sample_tokens(logits_BV, [wanted(**parameters)] * num_rows, uniforms=uniforms or [0.5] * num_rows)
+
+
+def drawn(logits_V, **parameters):
+    """All tokens that may be drawn."""
+    return {sample(logits_V[None], uniforms=[u / 200], **parameters)[0] for u in range(200)}
 
 
 def test_temperature_zero_takes_the_likeliest():
@@ -58,17 +63,59 @@ def test_extreme_temperatures_give_a_token(temperature):
     assert sample(torch.tensor([[1e4, -1e4, 0.0]]), temperature=temperature) == [0]
 
 
+PROBABILITIES = torch.tensor([0.05, 0.4, 0.3, 0.05, 0.2]).log()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "tokens"),
+    [
+        ({"top_k": 1}, {1}),
+        ({"top_k": 2}, {1, 2}),
+        ({"top_k": 4}, {0, 1, 2, 4}),
+        ({"top_k": 99}, {0, 1, 2, 3, 4}),
+        ({"min_p": 0.49}, {1, 2, 4}),
+        ({"min_p": 0.51}, {1, 2}),
+        ({"min_p": 1.0}, {1}),
+        # 0.4 and 0.3 of 0.7 that are left: the first alone reaches half of that.
+        ({"top_k": 2, "top_p": 0.5}, {1}),
+        ({"top_k": 2, "top_p": 0.6}, {1, 2}),
+        ({"min_p": 0.49, "top_k": 2}, {1, 2}),
+    ],
+)
+def test_what_may_be_drawn_is_cut(parameters, tokens):
+    assert drawn(PROBABILITIES, **parameters) == tokens
+
+
+def test_what_is_left_keeps_its_proportions():
+    tokens = [sample(PROBABILITIES[None], uniforms=[(u + 0.5) / 700], top_k=2)[0] for u in range(700)]
+    assert [tokens.count(token) for token in (1, 2)] == pytest.approx([400, 300], abs=1)
+
+
 def test_a_row_draws_the_same_in_any_company():
     torch.manual_seed(0)
-    logits_BV = torch.randn(6, 1000)
-    uniforms = torch.rand(6).tolist()
-    alone = [
-        sample_tokens(logits_BV[i : i + 1], temperatures=[t], top_ps=[p], uniforms=[uniforms[i]])[0]
-        for i, (t, p) in enumerate([(0.7, 0.9), (1.0, 1.0), (0.0, 1.0), (1.5, 0.5), (1.0, 0.99), (2.0, 1.0)])
+    logits_BV = torch.randn(8, 1000)
+    uniforms = torch.rand(8).tolist()
+    rows = [
+        wanted(temperature=0.7, top_p=0.9),
+        wanted(),
+        wanted(temperature=0.0),
+        wanted(temperature=1.5, top_p=0.5),
+        wanted(top_p=0.99),
+        wanted(temperature=2.0),
+        wanted(top_k=50, min_p=0.02),
+        wanted(top_k=7, top_p=0.8),
     ]
+    alone = [sample_tokens(logits_BV[i : i + 1], [row], uniforms=[uniforms[i]])[0] for i, row in enumerate(rows)]
 
-    together = sample_tokens(
-        logits_BV, temperatures=[0.7, 1.0, 0.0, 1.5, 1.0, 2.0], top_ps=[0.9, 1, 1, 0.5, 0.99, 1], uniforms=uniforms
-    )
+    assert sample_tokens(logits_BV, rows, uniforms=uniforms) == alone
 
-    assert together == alone
+
+def test_scores_are_logarithmic_probabilities_with_the_likeliest_first():
+    logits_SV = torch.stack([PROBABILITIES + 3, PROBABILITIES.flip(0), PROBABILITIES])
+    first, second, none = score_tokens(logits_SV, [4, 3, None], [2, 0, 1])
+
+    assert first.logprob == pytest.approx(float(torch.tensor(0.2).log()))
+    assert [token for token, _ in first.top] == [1, 2]
+    assert [logprob for _, logprob in first.top] == pytest.approx(PROBABILITIES[[1, 2]].tolist())
+    assert (second.logprob, second.top) == (pytest.approx(float(PROBABILITIES[1])), ())
+    assert none is None
