@@ -59,6 +59,7 @@ class ResolveSettings:
         registry_prefix: Put before the names of models and experiments: `<namespace>.` on a cluster.
         run_id: The MLflow run, where it exists already.
         tags: Tags of the MLflow run and of the model version.
+        api_keys_dir: Folder with the API keys of a service that asks for some; None where nothing puts them there.
     """
 
     uid: str
@@ -70,6 +71,7 @@ class ResolveSettings:
     registry_prefix: str = ""
     run_id: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    api_keys_dir: str | None = None
 
 
 def spec_hash(resource: Resource) -> str:
@@ -152,6 +154,7 @@ def resolve_serve_run(service: ModelService, settings: ResolveSettings, versions
             max_replicas=spec.scaling.max_replicas,
             target_ongoing_requests=spec.scaling.target_ongoing_requests,
         ),
+        api_keys_dir=settings.api_keys_dir if spec.access.api_key_secret_ref else None,
         work_dir=settings.work_dir,
     )
 

@@ -228,4 +228,7 @@ class ServeRun(ApiModel):
     gpus: int
     cpus: float
     scaling: ServeScaling = ServeScaling()
+    api_keys_dir: str | None = Field(
+        default=None, description="apiKeysDir has a key in each file; without it none is asked for."
+    )
     work_dir: str

@@ -61,7 +61,6 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
         "spec.task": {"embed", "classify"},
         "spec.prompt": ANY,
         "spec.rollout.canary": ANY,
-        "spec.access.apiKeySecretRef": ANY,
         # Kueue takes no RayService, and no cluster that scales by itself.
         "spec.compute.queueName": ANY,
         "spec.compute.tensorParallel": ABOVE_ONE,
@@ -109,6 +108,7 @@ CLUSTER_ONLY: Mapping[str, Collection[str]] = {
         *_CLUSTER_ONLY_COMPUTE,
         "spec.compute.perReplica.memory",
         "spec.rollout.clusterChange",
+        "spec.access.apiKeySecretRef",
         "spec.access.ingress",
     ),
 }

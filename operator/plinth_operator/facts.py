@@ -205,6 +205,7 @@ class ReplicaState:
     target_uri: str
     load_error: str
     read_at: datetime
+    has_no_keys: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ def replica_state(body: bytes, now: datetime) -> ReplicaState:
         target_uri=found.target_uri,
         load_error=found.load_error or "",
         read_at=now,
+        has_no_keys=found.api_keys == 0,
     )
 
 

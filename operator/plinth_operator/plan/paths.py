@@ -9,6 +9,9 @@ CACHE_DIR = "/mnt/plinth/cache"
 SERVICE_WORK_DIR = "/mnt/plinth/work"
 """Models that a replica downloads; ends with the pod. A job's work folder is shared, and so on a claim."""
 
+API_KEYS_FOLDER = "/etc/plinth-api-keys"
+"""The Secret with a service's API keys, a key a file."""
+
 RUN_FOLDER = "/etc/plinth"
 RUN_KEY = "run.json"
 RUN_PATH = f"{RUN_FOLDER}/{RUN_KEY}"

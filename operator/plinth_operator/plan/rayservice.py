@@ -68,7 +68,7 @@ def build_serve_config(service: ModelService, run: ServeRun) -> str:
                 "name": APPLICATION,
                 "route_prefix": "/",
                 "import_path": "plinth_workloads.serving.app:build_app",
-                "args": run.model_dump(mode="json", by_alias=True, exclude={"model", "scaling"}),
+                "args": run.model_dump(mode="json", by_alias=True, exclude={"model", "scaling"}, exclude_none=True),
                 "deployments": [
                     {
                         "name": _DEPLOYMENT,

@@ -11,7 +11,7 @@ from plinth_api.uris import mounted
 from plinth_operator.constants import CLUSTER_TAG, UID_TAG
 from plinth_operator.facts import Manifest
 from plinth_operator.plan.metadata import child_metadata, child_name, namespace_of, sealed, uid_of
-from plinth_operator.plan.paths import RUN_KEY, SERVICE_WORK_DIR, VOLUME_ROOT
+from plinth_operator.plan.paths import API_KEYS_FOLDER, RUN_KEY, SERVICE_WORK_DIR, VOLUME_ROOT
 from plinth_operator.plan.storage import uses_platform_storage
 from plinth_operator.settings import Settings
 
@@ -34,6 +34,7 @@ def resolve_settings_for(resource: Resource, settings: Settings, run_id: str | N
         tracking_secret=settings.tracking_secret,
         registry_prefix=f"{namespace}.",
         run_id=run_id,
+        api_keys_dir=API_KEYS_FOLDER,
         tags={
             UID_TAG: uid,
             CLUSTER_TAG: settings.cluster_name,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from plinth_api.model_service import ModelService
 from plinth_api.parse import Resource
-from plinth_operator.plan.paths import CACHE_DIR, RUN_FOLDER, SERVICE_WORK_DIR, VOLUME_ROOT
+from plinth_operator.plan.paths import API_KEYS_FOLDER, CACHE_DIR, RUN_FOLDER, SERVICE_WORK_DIR, VOLUME_ROOT
 from plinth_operator.plan.storage import checkpoint_claim, uri_claims
 from plinth_operator.settings import Settings
 
@@ -51,6 +51,11 @@ def pod_volumes(resource: Resource, role: Role, *, settings: Settings, run_confi
     else:
         volumes.append({"name": "run", "configMap": {"name": run_config}})
         mounts.append({"name": "run", "mountPath": RUN_FOLDER, "readOnly": True})
+    if role == "worker" and isinstance(resource, ModelService) and resource.spec.access.api_key_secret_ref:
+        # Not as variables: keys that are added or withdrawn count without new pods. A replica says where there is none.
+        secret = {"secretName": resource.spec.access.api_key_secret_ref.name, "optional": True}
+        volumes.append({"name": "api-keys", "secret": secret})
+        mounts.append({"name": "api-keys", "mountPath": API_KEYS_FOLDER, "readOnly": True})
     claim_mounts = [*_uri_mounts(resource, role, settings), *_volume_mounts(resource)]
     names = {claim: f"claim-{i}" for i, claim in enumerate(sorted({claim for claim, _ in claim_mounts}))}
     volumes += [{"name": name, "persistentVolumeClaim": {"claimName": claim}} for claim, name in names.items()]

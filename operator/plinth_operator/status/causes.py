@@ -152,6 +152,11 @@ def service_cause(
     if replica is not None and replica.load_error:
         target = replica.target_uri or replica.model_uri
         return Cause("ModelLoadFailed", f"{target} cannot be served: {shorten(replica.load_error)}")
+    if replica is not None and replica.has_no_keys:
+        what = "the Secret of spec.access.apiKeySecretRef does not exist or has no value"
+        return Cause(
+            "SecretNotFound", f"{what}: all requests are refused; create it, and they are answered in a minute"
+        )
     return (
         _refused_service(ray_service)
         or waiting_pod_cause(pods)

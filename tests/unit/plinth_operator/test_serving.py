@@ -22,6 +22,8 @@ def test_a_version_in_service_is_read_where_no_error_is_told():
 
 
 def test_a_replica_that_could_not_load_has_no_version():
+    assert read(model_uri=URI, loaded=True, api_keys=0) == ReplicaState(URI, URI, "", NOW, has_no_keys=True)
+    assert read(model_uri=URI, loaded=True, api_keys=2) == ReplicaState(URI, URI, "", NOW)
     assert read(load_error="there is no such model") == ReplicaState("", URI, "there is no such model", NOW)
 
 

@@ -45,6 +45,13 @@ def unknown_model(asked: str, served: str) -> ApiError:
     return ApiError(404, ErrorDetail(message=message, type=_INVALID, param="model", code="model_not_found"))
 
 
+def wrong_key() -> ApiError:
+    """The answer to a request without one of the keys that are asked for."""
+    message = "a valid API key is needed: Authorization: Bearer KEY"
+    detail = ErrorDetail(message=message, type=_INVALID, code="invalid_api_key")
+    return ApiError(401, detail, {"WWW-Authenticate": "Bearer"})
+
+
 def api_error_from(error: Exception) -> ApiError:
     """The answer to a request that ended in `error`."""
     match error:

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from plinth_api.quantity import whole_cpus
 from plinth_api.run import ServeRun
+from plinth_workloads.serving.api_keys import ApiKeys
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.engine import Engine
 from plinth_workloads.serving.served_model import ServedModel
@@ -77,7 +78,8 @@ class Replica:
         """Take a ServeRun in wire form; nothing is loaded before `reconfigure`."""
         self._run = ServeRun.model_validate(run)
         self._served = ServedModel(partial(_make_engine, self._run))
-        self.asgi = build_asgi(self._served, name=self._run.name)
+        keys = ApiKeys(Path(self._run.api_keys_dir)) if self._run.api_keys_dir else None
+        self.asgi = build_asgi(self._served, name=self._run.name, keys=keys)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve the version `user_config["uri"]`.

@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 from plinth_api.service_state import STATE_PATH, ServiceState
 from plinth_workloads.serving.answers import Answer, ChatAnswer, CompletionAnswer, WholeChoice
 from plinth_workloads.serving.api_errors import api_error_from, unknown_model
+from plinth_workloads.serving.api_keys import ApiKeys, RequireKey
 from plinth_workloads.serving.choices import Body, UsageCount, generate_choices
 from plinth_workloads.serving.engine import (
     EngineOverloaded,
@@ -41,6 +42,7 @@ from plinth_workloads.serving.served_model import ModelNotReady, ServedModel
 
 logger = logging.getLogger(__name__)
 
+HEALTH_PATH = "/health"
 _CLIENT_CLOSED_REQUEST = 499
 """What nginx logs for a client that did not wait; nobody reads the answer."""
 
@@ -84,9 +86,17 @@ class _EventStream(StreamingResponse):
             await self._deltas.aclose()
 
 
-def build_asgi(served: ServedModel, *, name: str) -> FastAPI:
-    """The application that answers for `served` under the model name `name`."""
+def build_asgi(served: ServedModel, *, name: str, keys: ApiKeys | None = None) -> FastAPI:
+    """The application that answers for `served` under the model name `name`.
+
+    Args:
+        served: The version in use.
+        name: By which clients ask for it.
+        keys: What opens everything but health and state; None for everybody.
+    """
     app = FastAPI(title=name, openapi_url=None)
+    if keys is not None:
+        app.add_middleware(RequireKey, keys=keys, open_paths=frozenset({HEALTH_PATH, STATE_PATH}))
     counters = _Counters()
     created = now_seconds()
 
@@ -114,13 +124,13 @@ def build_asgi(served: ServedModel, *, name: str) -> FastAPI:
         answer = ChatAnswer(name, with_logprobs=body.num_logprobs is not None)
         return await _answer(served, name, counters, body, answer, request)
 
-    @app.get("/health")
+    @app.get(HEALTH_PATH)
     async def health() -> JSONResponse:
         return await _health(served)
 
     @app.get(STATE_PATH)
     async def state() -> JSONResponse:
-        return JSONResponse(_state(served, name, counters).to_wire())
+        return JSONResponse(_state(served, name, counters, keys).to_wire())
 
     @app.exception_handler(_ClientGone)
     async def forget(request: Request, error: Exception) -> Response:
@@ -232,7 +242,7 @@ async def _health(served: ServedModel) -> JSONResponse:
     return JSONResponse({"status": "ok", "message": f"{served.uri} answers"})
 
 
-def _state(served: ServedModel, name: str, counters: _Counters) -> ServiceState:
+def _state(served: ServedModel, name: str, counters: _Counters, keys: ApiKeys | None) -> ServiceState:
     engine = served.engine
     stats = engine.stats() if engine else EngineStats(running=0, waiting=0)
     return ServiceState(
@@ -241,6 +251,7 @@ def _state(served: ServedModel, name: str, counters: _Counters) -> ServiceState:
         target_uri=served.target_uri,
         loaded=engine is not None,
         load_error=served.load_error,
+        api_keys=None if keys is None else len(keys),
         context_length=engine.context_length if engine else None,
         running=stats.running,
         waiting=stats.waiting,

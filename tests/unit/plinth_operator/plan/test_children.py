@@ -33,6 +33,7 @@ SAMPLES: dict[str, Any] = {
     "spec.tracking.secretRef": {"name": "mlflow"},
     "spec.task.distillation.teacher.secretRef": {"name": "teachers"},
     "spec.rollout.clusterChange": "Recreate",
+    "spec.access.apiKeySecretRef": {"name": "keys"},
     "spec.access.ingress": {"host": "a.example.com"},
 }
 

@@ -188,6 +188,16 @@ def test_a_job_reads_its_document_from_the_config_map_of_its_attempt():
     assert "/etc/plinth" not in mounts_of(worker_of(make("ModelService")))
 
 
+def test_replicas_read_their_api_keys_from_a_secret_that_may_come_later():
+    service = make("ModelService", access={"apiKeySecretRef": {"name": "keys"}})
+    mounted = ({"secret": {"secretName": "keys", "optional": True}}, True)
+    assert mounts_of(worker_of(service))["/etc/plinth-api-keys"] == mounted
+    head = templates_of("ModelService", access={"apiKeySecretRef": {"name": "keys"}})["head"]
+    assert "/etc/plinth-api-keys" not in mounts_of(head)
+    assert "apiKeysDir: /etc/plinth-api-keys" in children_of(service)["RayService"]["spec"]["serveConfigV2"]
+    assert "apiKeysDir" not in children_of(make("ModelService"))["RayService"]["spec"]["serveConfigV2"]
+
+
 def test_claims_are_mounted_where_they_are_needed_and_only_the_saved_one_for_writing():
     job = make(
         "PretrainJob",

@@ -78,6 +78,7 @@ def test_while_mlflow_is_away_the_version_in_use_stays():
         pytest.param({}, "Ready", id="the version that is asked for answers"),
         pytest.param({"replica": ReplicaState(V4, V3, "", NOW)}, "Updating", id="another version answers"),
         pytest.param({"replica": None}, "Starting", id="nobody answers"),
+        pytest.param({"replica": ReplicaState(V3, V3, "", NOW, has_no_keys=True)}, "Degraded", id="nobody has a key"),
         pytest.param({"versions": {ALIAS: V4}}, "Updating", id="the alias has moved"),
     ],
 )

@@ -1,5 +1,6 @@
 """Why a job or a service does not run yet: from what is below it to the deepest cause."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -289,6 +290,7 @@ DEPLOY_FAILED = application("DEPLOY_FAILED", "Deploying app 'plinth' failed: no 
 SERVICES = [
     ("a model that cannot be loaded", {"replica": replica("no config.json")}, "ModelLoadFailed", "models:/pycode/4"),
     ("the only model", {"replica": replica("no config.json", "")}, "ModelLoadFailed", "models:/pycode/3"),
+    ("no API key", {"replica": replace(replica(), has_no_keys=True)}, "SecretNotFound", "apiKeySecretRef"),
     ("a pod without its image", {"pods": [waiting_pod("ErrImagePull", "not found")]}, "ImagePullFailed", "not found"),
     (
         "an application that failed",

@@ -40,8 +40,8 @@ def test_every_reason_that_is_listed_is_written_somewhere():
     files = [path for folder in folders for path in folder.rglob("*.py") if path.name != "reasons.py"]
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files]
     words = {node.value for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)}
-    # pod_causes.py puts these two together from the kind that is missing.
-    assert set(REASONS) - words == {"SecretNotFound", "ConfigMapNotFound"}
+    # pod_causes.py puts it together from the kind that is missing.
+    assert set(REASONS) - words == {"ConfigMapNotFound"}
 
 
 def test_the_guide_has_one_entry_for_each_reason():
