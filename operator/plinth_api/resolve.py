@@ -145,7 +145,7 @@ def resolve_serve_run(service: ModelService, settings: ResolveSettings, versions
     return ServeRun(
         name=service.metadata.name,
         engine="torch",
-        model=ServeModel(uri=_resolve_model_uri(spec.model.uri, settings, versions)),
+        model=ServeModel(uri=_resolve_model_uri(spec.model.uri, settings, versions), prompt=spec.prompt),
         tracking_uri=settings.tracking_uri,
         gpus=spec.compute.per_replica.gpus,
         cpus=parse_quantity(spec.compute.per_replica.cpus),

@@ -4,6 +4,7 @@ One JSON document says everything a workload needs, with every default made expl
 so that the same document gives the same run on a laptop and on a cluster.
 """
 
+import hashlib
 from typing import Any, Literal
 
 from pydantic import Field, field_serializer
@@ -12,6 +13,7 @@ from plinth_api.adaptation import Method
 from plinth_api.base import ApiModel
 from plinth_api.common import Elastic, GateRule
 from plinth_api.job import DataFormat
+from plinth_api.model_service import PromptTemplate
 
 MAX_RUN_BYTES = 512 * 1024
 """A run document travels in a ConfigMap, which etcd limits to 1 MiB with everything around it."""
@@ -191,6 +193,12 @@ class ServeModel(ApiModel):
     """The model version in use: the part of a service that changes in place (Ray Serve's user_config)."""
 
     uri: str = Field(description="uri with the alias replaced by a version.")
+    prompt: PromptTemplate | None = None
+
+    @property
+    def prompt_hash(self) -> str:
+        """Eight hexadecimal digits that change with what chats start with; empty where they start with nothing."""
+        return hashlib.sha256(self.prompt.model_dump_json().encode()).hexdigest()[:8] if self.prompt else ""
 
 
 class ServeScaling(ApiModel):

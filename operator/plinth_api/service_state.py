@@ -14,6 +14,7 @@ class ServiceState(StatusModel):
         target_uri: The version that is wanted.
         loaded: Whether a version is in service.
         load_error: Why the wanted version is not in service.
+        prompt_hash: Which beginning of chats is in service; empty for none.
         api_keys: How many keys are accepted; None where none is asked for.
         context_length: Tokens of prompt and answer together.
         running: Requests that tokens are made for.
@@ -28,6 +29,7 @@ class ServiceState(StatusModel):
     target_uri: str = ""
     loaded: bool = False
     load_error: str | None = None
+    prompt_hash: str = ""
     api_keys: int | None = None
     context_length: int | None = None
     running: int = 0

@@ -86,6 +86,9 @@ class ModelStatus(StatusModel):
     name: Text = Field(description="name of the registered model.")
     version: Text = Field(description="version in the registry.")
     uri: Text = Field(description="uri of the version: models:/name/3.")
+    prompt_hash: Text | None = Field(
+        default=None, description="promptHash changes with spec.prompt, which is a part of what a service answers."
+    )
 
 
 class TrackingStatus(StatusModel):

@@ -206,6 +206,7 @@ class ReplicaState:
     load_error: str
     read_at: datetime
     has_no_keys: bool = False
+    prompt_hash: str = ""
 
 
 @dataclass(frozen=True, slots=True)

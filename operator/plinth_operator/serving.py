@@ -76,6 +76,7 @@ def replica_state(body: bytes, now: datetime) -> ReplicaState:
         load_error=found.load_error or "",
         read_at=now,
         has_no_keys=found.api_keys == 0,
+        prompt_hash=found.prompt_hash,
     )
 
 

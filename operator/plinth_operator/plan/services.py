@@ -10,6 +10,7 @@ from plinth_api.lenient import read_leniently
 from plinth_api.model_service import ModelService
 from plinth_api.parse import parse_resource
 from plinth_api.resolve import referenced_aliases, resolve_serve_run
+from plinth_api.run import ServeModel
 from plinth_api.status import ServiceStatus
 from plinth_operator.constants import CLUSTER_HASH_ANNOTATION
 from plinth_operator.facts import Manifest, ObjectFacts, Observed, RayServiceFacts
@@ -52,7 +53,7 @@ def plan_service(
         resolve_serve_run(service, resolve_settings_for(service, settings, None), {})
         build_ray_cluster_spec(service, settings=settings)
     except InvalidSpec as error:
-        verdict = _refused(seen, old.model.uri if old.model else "", invalid_spec_cause(error))
+        verdict = _refused(seen, ServeModel(uri=old.model.uri if old.model else ""), invalid_spec_cause(error))
         gpus = (old.usage.gpus if old.usage else None) or 0
         return Plan(status=build_service_status(old, verdict, generation=generation, gpus=gpus, now=now))
     look = _Look(service, old, seen, settings, now, refusal)
@@ -68,7 +69,7 @@ def plan_service(
         cause = Cause("TrackingUnavailable", seen.tracking_error) if seen.tracking_error else None
         return replace(_report(look, ServiceVerdict("Pending", cause)), want_versions=missing)
     run = resolve_serve_run(service, base, versions)
-    plan = _converge(look, service_children(service, run, settings=settings), run.model.uri)
+    plan = _converge(look, service_children(service, run, settings=settings), run.model)
     return replace(plan, want_versions=aliases, requeue_seconds=_ALIAS_SECONDS if aliases else None)
 
 
@@ -82,7 +83,7 @@ def _known_versions(look: _Look, aliases: tuple[str, ...]) -> Mapping[str, str]:
     return known
 
 
-def _converge(look: _Look, wanted: tuple[Manifest, ...], target: str) -> Plan:
+def _converge(look: _Look, wanted: tuple[Manifest, ...], target: ServeModel) -> Plan:
     existing = look.seen.ray_services[0] if look.seen.ray_services else None
     known: dict[tuple[str, str], ObjectFacts] = {(facts.kind, facts.name): facts for facts in look.seen.children}
     children: list[Manifest] = []
@@ -104,7 +105,7 @@ def _converge(look: _Look, wanted: tuple[Manifest, ...], target: str) -> Plan:
     return replace(_report(look, verdict), children=tuple(children), deletions=tuple(deletions))
 
 
-def _refused(seen: Observed, target: str, cause: Cause) -> ServiceVerdict:
+def _refused(seen: Observed, target: ServeModel, cause: Cause) -> ServiceVerdict:
     """Where a service stands whose spec, or what was made of it, is refused: what serves already goes on serving."""
     is_invalid = cause.reason == "InvalidSpec"
     if not seen.ray_services:

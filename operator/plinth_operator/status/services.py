@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from plinth_api.run import ServeModel
 from plinth_api.status import ModelStatus, ServicePhase, ServiceStatus, Usage
 from plinth_operator.facts import PodFacts, RayClusterFacts, RayServiceFacts, ReplicaState
 from plinth_operator.status.causes import service_cause
@@ -21,6 +22,7 @@ class ServiceVerdict:
         cause: Why it is no further; None where all is as it should be.
         accepted: Whether the spec can be carried out.
         model_uri: The version that answers requests; empty while none does.
+        prompt_hash: With which beginning of chats; empty for none.
         replicas: Worker pods there are, and of them ready.
         change: What a change of the cluster that is under way takes; empty where there is none.
         answering: Whether a request would be answered now.
@@ -30,6 +32,7 @@ class ServiceVerdict:
     cause: Cause | None
     accepted: bool = True
     model_uri: str = ""
+    prompt_hash: str = ""
     replicas: tuple[int, int] = (0, 0)
     change: str = ""
     answering: bool = False
@@ -40,7 +43,7 @@ def service_verdict(
     pods: Sequence[PodFacts],
     clusters: Sequence[RayClusterFacts],
     replica: ReplicaState | None,
-    target: str,
+    target: ServeModel,
     replacing: bool,
 ) -> ServiceVerdict:
     """Where a service stands whose objects are made.
@@ -50,7 +53,7 @@ def service_verdict(
         pods: Its pods, of all its clusters.
         clusters: Its clusters.
         replica: What a replica last said of itself.
-        target: URI of the version that is asked for.
+        target: The version that is asked for.
         replacing: Whether the RayService is deleted to make room for another.
     """
     if ray_service is None or replacing:
@@ -59,7 +62,7 @@ def service_verdict(
     replicas = (len(workers), sum(pod.ready for pod in workers))
     cause = service_cause(ray_service, pods, clusters, replica)
     answering = ray_service.ready and replica is not None and bool(replica.model_uri)
-    used = replica.model_uri if replica else ""
+    used, prompt = (replica.model_uri, replica.prompt_hash) if replica else ("", "")
     change = ""
     if ray_service.pending is not None and ray_service.active is not None:
         change = "a second cluster is started beside the one that answers: until then twice the machines are held"
@@ -68,10 +71,13 @@ def service_verdict(
         phase: ServicePhase = "Degraded" if answered and cause else "Starting"
         if cause is not None and cause.reason == "RayServiceInvalid" and not answered:
             phase = "Failed"
-        return ServiceVerdict(phase, cause, model_uri=used, replicas=replicas, change=change)
-    if change or used != target:
-        return ServiceVerdict("Updating", cause, model_uri=used, replicas=replicas, change=change, answering=True)
-    return ServiceVerdict("Degraded" if cause else "Ready", cause, model_uri=used, replicas=replicas, answering=True)
+        return ServiceVerdict(phase, cause, model_uri=used, prompt_hash=prompt, replicas=replicas, change=change)
+    phase = "Degraded" if cause else "Ready"
+    if change or (used, prompt) != (target.uri, target.prompt_hash):
+        phase = "Updating"
+    return ServiceVerdict(
+        phase, cause, model_uri=used, prompt_hash=prompt, replicas=replicas, change=change, answering=True
+    )
 
 
 def build_service_status(
@@ -117,7 +123,7 @@ def build_service_status(
             conditions, phase, reason, message, now=now, generation=generation, ready=verdict.answering
         ),
         url=url or old.url,
-        model=_model(verdict.model_uri) or old.model,
+        model=_model(verdict.model_uri, verdict.prompt_hash) or old.model,
         replicas=total,
         ready_replicas=ready,
         usage=Usage(gpus=gpus),
@@ -125,8 +131,8 @@ def build_service_status(
     return status.to_wire()
 
 
-def _model(uri: str) -> ModelStatus | None:
+def _model(uri: str, prompt_hash: str) -> ModelStatus | None:
     if not uri:
         return None
     name, _, version = uri.split(":", 1)[1].strip("/").rpartition("/" if uri.startswith("models:") else "@")
-    return ModelStatus(name=name or version, version=version if name else "", uri=uri)
+    return ModelStatus(name=name or version, version=version if name else "", uri=uri, prompt_hash=prompt_hash or None)

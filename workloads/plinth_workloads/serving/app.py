@@ -1,6 +1,6 @@
 """The Ray Serve application: a ServeRun enters as `args`, replicas that answer HTTP leave.
 
-The model version is the deployment's user_config ({"uri": ...}), so that Serve hands a new one to running replicas.
+The model version is the deployment's user_config (a ServeModel), so that Serve hands a new one to running replicas.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from ray import serve
 from starlette.types import Receive, Scope, Send
 
 from plinth_api.quantity import whole_cpus
-from plinth_api.run import ServeRun
+from plinth_api.run import ServeModel, ServeRun
 from plinth_workloads.serving.api_keys import ApiKeys
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.engine import Engine
@@ -47,7 +47,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         "max_ongoing_requests": _MAX_ONGOING_REQUESTS,
         "health_check_timeout_s": _HEALTH_TIMEOUT_SECONDS,
         **run.scaling.deployment_options(),
-        "user_config": {"uri": run.model.uri},
+        "user_config": run.model.to_wire(),
     }
     deployment = cast(serve.Deployment, serve.deployment(serve.ingress(_ReplicaAsgi())(Replica)))
     return deployment.options(**options).bind(_in_replicas(run))
@@ -82,13 +82,13 @@ class Replica:
         self.asgi = build_asgi(self._served, name=self._run.name, keys=keys)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Serve the version `user_config["uri"]`.
+        """Serve a version, a ServeModel in wire form.
 
         Returns while the version loads: the old one answers until then, and the first replica tells its progress on
         /health. A replica that is added to others waits instead, as Serve sends it requests once this returns.
         """
-        is_first_load = self._served.target_uri == ""
-        self._served.set_target(user_config["uri"])
+        is_first_load, wanted = self._served.target_uri == "", ServeModel.model_validate(user_config)
+        self._served.set_target(wanted.uri, wanted.prompt)
         if is_first_load and await asyncio.to_thread(_others_are_running):
             await self._served.wait_loaded()
 

@@ -5,6 +5,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
+from plinth_api.model_service import PromptTemplate
+from plinth_workloads.serving.chat_opening import with_opening
 from plinth_workloads.serving.engine import ChatMessage, Engine, GenerationRequest, SamplingParameters, TokenDelta
 from plinth_workloads.serving.protocol import ChatBody, CompletionBody, Usage
 from plinth_workloads.serving.served_model import ServedModel
@@ -43,16 +45,16 @@ async def generate_choices(served: ServedModel, body: Body) -> AsyncGenerator[tu
 
     Closing the generator cancels what still runs. All choices come from the version that was in service at the start.
     """
-    with served.lease() as engine:
-        requests = await asyncio.to_thread(_requests_of, engine, body)
-        async with aclosing(_merged(engine, requests)) as deltas:
+    with served.lease() as version:
+        requests = await asyncio.to_thread(_requests_of, version.engine, version.prompt, body)
+        async with aclosing(_merged(version.engine, requests)) as deltas:
             async for index, delta in deltas:
                 yield index, delta
 
 
-def _requests_of(engine: Engine, body: Body) -> list[GenerationRequest]:
+def _requests_of(engine: Engine, prompt: PromptTemplate | None, body: Body) -> list[GenerationRequest]:
     requests = []
-    for prompt_ids in _prompts_of(engine, body):
+    for prompt_ids in _prompts_of(engine, prompt, body):
         max_tokens = _max_tokens_of(body, num_free=max(1, engine.context_length - len(prompt_ids)))
         for number in range(body.n):
             sampling = SamplingParameters(
@@ -73,15 +75,15 @@ def _requests_of(engine: Engine, body: Body) -> list[GenerationRequest]:
     return requests
 
 
-def _prompts_of(engine: Engine, body: Body) -> list[tuple[int, ...]]:
+def _prompts_of(engine: Engine, prompt: PromptTemplate | None, body: Body) -> list[tuple[int, ...]]:
     if isinstance(body, CompletionBody):
-        return [tuple(engine.encode(prompt)) if isinstance(prompt, str) else prompt for prompt in body.prompt]
+        return [tuple(engine.encode(text)) if isinstance(text, str) else text for text in body.prompt]
     # "developer" is OpenAI's newer name for "system", which no chat template knows.
     messages = [
         ChatMessage("system" if message.role == "developer" else message.role, message.content)
         for message in body.messages
     ]
-    return [tuple(engine.encode_chat(messages))]
+    return [tuple(engine.encode_chat(with_opening(prompt, messages)))]
 
 
 def _max_tokens_of(body: Body, *, num_free: int) -> int:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 
+from plinth_api.model_service import PromptTemplate
+from plinth_api.run import ServeModel
 from plinth_workloads.errors import UserError
 from plinth_workloads.serving.engine import Engine, GenerationFailed
 
@@ -34,9 +36,12 @@ class ModelNotReady(Exception):
 
 
 @dataclass(eq=False)
-class _Version:
+class Version:
+    """A model in service, and what chats with it start with."""
+
     uri: str
     engine: Engine
+    prompt: PromptTemplate | None = None
     leases: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -52,13 +57,19 @@ class ServedModel:
     def __init__(self, make_engine: EngineFactory, *, retry_seconds: tuple[float, ...] = _RETRY_SECONDS) -> None:
         self._make_engine = make_engine
         self._retry_seconds = retry_seconds
-        self._version: _Version | None = None
+        self._version: Version | None = None
         self._loading: asyncio.Task[None] | None = None
         self._retiring: set[asyncio.Task[None]] = set()
         self._one_load = asyncio.Lock()
         self._failed_for_good = False
+        self._target_prompt: PromptTemplate | None = None
         self.target_uri = ""
         self.load_error: str | None = None
+
+    @property
+    def prompt_hash(self) -> str:
+        """Which beginning of chats is in service; empty for none."""
+        return ServeModel(uri="", prompt=self._version.prompt).prompt_hash if self._version else ""
 
     @property
     def uri(self) -> str | None:
@@ -70,8 +81,14 @@ class ServedModel:
         """The engine in service, to look at; requests take a `lease`."""
         return self._version.engine if self._version else None
 
-    def set_target(self, uri: str) -> None:
-        """Begin to load `uri`, unless that is under way or done; the version in service stays until then."""
+    def set_target(self, uri: str, prompt: PromptTemplate | None = None) -> None:
+        """Begin to load `uri`, unless that is under way or done; the version in service stays until then.
+
+        Chats with it start with `prompt`: at once where it is in service already, else with the version.
+        """
+        self._target_prompt = prompt
+        if self._version is not None and uri == self._version.uri:
+            self._version.prompt = prompt
         if uri == self.target_uri and not self._failed_for_good:
             return
         if self._loading is not None:
@@ -86,8 +103,8 @@ class ServedModel:
             await asyncio.wait({self._loading})
 
     @contextmanager
-    def lease(self) -> Iterator[Engine]:
-        """The engine in service; it is not taken away before the end of the block.
+    def lease(self) -> Iterator[Version]:
+        """The version in service; its engine is not taken away before the end of the block.
 
         Raises:
             ModelNotReady: There is none yet.
@@ -97,7 +114,7 @@ class ServedModel:
             raise self._not_ready()
         version.leases += 1
         try:
-            yield version.engine
+            yield version
         finally:
             version.leases -= 1
             if version.leases == 0:
@@ -110,8 +127,8 @@ class ServedModel:
             ModelNotReady: There is no engine.
             GenerationFailed: It produces none.
         """
-        with self.lease() as engine:
-            await engine.check_health()
+        with self.lease() as version:
+            await version.engine.check_health()
 
     async def close(self) -> None:
         """Stop loading and serving."""
@@ -138,7 +155,7 @@ class ServedModel:
                 logger.exception("loading %s failed", uri)
                 self.load_error = f"{type(error).__name__}: {error}"
             else:
-                self._swap(_Version(uri, engine))
+                self._swap(Version(uri, engine, self._target_prompt))
                 return
             logger.error("model %s: %s", uri, self.load_error)
             if self._failed_for_good:
@@ -159,7 +176,7 @@ class ServedModel:
             raise
         return engine
 
-    def _swap(self, version: _Version) -> None:
+    def _swap(self, version: Version) -> None:
         old, self._version = self._version, version
         self.load_error = None
         logger.info("model %s is in service", version.uri)
@@ -169,7 +186,7 @@ class ServedModel:
             task.add_done_callback(self._retiring.discard)
 
 
-async def _retire(version: _Version) -> None:
+async def _retire(version: Version) -> None:
     while version.leases:
         version.idle.clear()
         await version.idle.wait()

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from makers import service_document
+from plinth_api.model_service import PromptTemplate
+from plinth_api.run import ServeModel
 from plinth_operator.constants import CLUSTER_HASH_ANNOTATION, HASH_ANNOTATION
 from plinth_operator.facts import ApplicationFacts, Manifest, ObjectFacts, Observed, RayServiceFacts, ReplicaState
 from plinth_operator.plan.plan import Plan
@@ -84,6 +86,18 @@ def test_while_mlflow_is_away_the_version_in_use_stays():
 )
 def test_it_is_ready_only_when_the_wanted_version_answers(fields: dict[str, Any], phase: str):
     assert plan(made(**fields)).status["phase"] == phase
+
+
+def test_it_is_ready_only_when_its_prompt_is_in_service():
+    prompt = {"system": "You answer in verse."}
+    wanted = ServeModel(uri=V3, prompt=PromptTemplate(system="You answer in verse."))
+    before = made()
+    (changed,) = plan(before, prompt=prompt).children
+    assert "You answer in verse." in changed["spec"]["serveConfigV2"]
+    assert plan(before, prompt=prompt).status["phase"] == "Updating"
+    replica = ReplicaState(V3, V3, "", NOW, prompt_hash=wanted.prompt_hash)
+    told = plan(replace(before, replica=replica), prompt=prompt).status
+    assert (told["phase"], told["model"]["promptHash"]) == ("Ready", wanted.prompt_hash)
 
 
 def test_a_surge_makes_one_change_at_a_time():

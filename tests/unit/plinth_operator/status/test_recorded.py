@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from makers import pretrain_document
+from plinth_api.run import ServeModel
 from plinth_operator.facts import (
     Observed,
     PodFacts,
@@ -252,7 +253,7 @@ def test_a_rayservice_becomes_phase_reason_and_words(name):
     facts = facts_from(shapes("RayService")[name])
     assert isinstance(facts, RayServiceFacts)
     replica = ReplicaState(TARGET, TARGET, "", NOON) if facts.ready else None
-    verdict = service_verdict(facts, (), (), replica, TARGET, replacing=False)
+    verdict = service_verdict(facts, (), (), replica, ServeModel(uri=TARGET), replacing=False)
     phase, reason, words = SERVICES[name]
     assert (verdict.phase, verdict.cause.reason if verdict.cause else "") == (phase, reason)
     assert words in (verdict.cause.message if verdict.cause else "")

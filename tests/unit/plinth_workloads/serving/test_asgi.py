@@ -7,6 +7,7 @@ import httpx
 import openai
 import pytest
 
+from plinth_api.model_service import PromptTemplate
 from plinth_api.service_state import STATE_PATH
 from plinth_workloads.errors import UserError
 from plinth_workloads.serving.api_keys import ApiKeys
@@ -248,6 +249,20 @@ async def test_keys_that_are_not_there_open_nothing(tmp_path):
         assert (await http.get(STATE_PATH)).json()["apiKeys"] == 0
 
 
+async def test_a_chat_starts_with_the_services_prompt_and_a_completion_does_not():
+    engine = FakeEngine()
+    async with service(engine) as (served, http, client):
+        served.set_target("models:/m/1", PromptTemplate(system="Be kind."))
+        await client.chat.completions.create(model="m", messages=CHAT)
+        await client.completions.create(model="m", prompt="hi")
+        told = (await http.get(STATE_PATH)).json()["promptHash"]
+
+    chat, completion = engine.requests
+    assert bytes(chat.prompt_ids) == b"system:Be kind.;user:hi;"
+    assert bytes(completion.prompt_ids) == b"hi"
+    assert told == served.prompt_hash != ""
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_too_many_requests_are_turned_away_and_may_come_back(stream):
     async with service(tiny(max_batch_size=1, max_waiting=0)) as (_, _, client):
@@ -323,6 +338,7 @@ async def test_state_counts_requests_and_tokens():
         "modelUri": "models:/m/1",
         "targetUri": "models:/m/1",
         "loaded": True,
+        "promptHash": "",
         "contextLength": CONTEXT_LENGTH,
         "waiting": 0,
         "requests": 1,

@@ -3,6 +3,7 @@ import threading
 
 import pytest
 
+from plinth_api.model_service import PromptTemplate
 from plinth_workloads.errors import UserError
 from plinth_workloads.serving.engine import GenerationFailed
 from plinth_workloads.serving.served_model import ModelNotReady, ServedModel
@@ -10,6 +11,8 @@ from unit.plinth_workloads.serving.fake_engine import FakeEngine
 from unit.plinth_workloads.serving.tiny_model import collect, make_request
 
 pytestmark = pytest.mark.anyio
+
+FIRST, SECOND = PromptTemplate(system="one"), PromptTemplate(system="two")
 
 
 def make_served(engines, **options):
@@ -86,8 +89,8 @@ async def test_a_swap_lets_requests_finish_on_the_old_version():
     await served.wait_loaded()
 
     async def ask():
-        with served.lease() as engine:
-            return (await collect(engine, make_request("p")))[0]
+        with served.lease() as version:
+            return (await collect(version.engine, make_request("p")))[0]
 
     in_flight = asyncio.create_task(ask())
     await asyncio.sleep(0)
@@ -99,6 +102,42 @@ async def test_a_swap_lets_requests_finish_on_the_old_version():
     assert await in_flight == "oldold"
     await asyncio.sleep(0.01)
     assert old.is_stopped
+
+
+async def test_another_prompt_of_the_version_in_service_counts_at_once():
+    served = make_served({"m/1": FakeEngine()})
+    served.set_target("m/1", FIRST)
+    await served.wait_loaded()
+    with served.lease() as version:
+        assert version.prompt == FIRST
+    engine, before = served.engine, served.prompt_hash
+    served.set_target("m/1", SECOND)
+    with served.lease() as version:
+        assert (version.prompt, version.engine) == (SECOND, engine)
+    assert served.prompt_hash not in ("", before)
+    served.set_target("m/1")
+    assert served.prompt_hash == ""
+
+
+async def test_a_prompt_comes_into_service_with_its_version():
+    may_load = threading.Event()
+
+    def make_engine(uri):
+        if uri == "m/2":
+            may_load.wait()
+        return FakeEngine()
+
+    served = ServedModel(make_engine)
+    served.set_target("m/1", FIRST)
+    await served.wait_loaded()
+    first = served.prompt_hash
+    served.set_target("m/2", SECOND)
+    await asyncio.sleep(0.01)
+    assert served.prompt_hash == first
+    may_load.set()
+    await served.wait_loaded()
+    with served.lease() as version:
+        assert (version.uri, version.prompt) == ("m/2", SECOND)
 
 
 async def test_going_back_to_the_version_in_service_loads_nothing():
