@@ -104,6 +104,8 @@ class Team:
         """Everything that helps to see why a resource is not where it should be."""
         parts = [json.dumps(self.status(kind, name), indent=1)]
         parts.append(self.kubectl("get", "pods,rayjobs,rayservices", "--output", "wide", check=False))
+        # What else has the node's CPUs, where a pod waits for some.
+        parts.append(self.kubectl("get", "pods", "--all-namespaces", "--output", "wide", check=False))
         parts.append(self.kubectl("get", "events", "--sort-by=.lastTimestamp", check=False)[-6000:])
         for pod in self.items("pods", f"plinth.dev/name={name}"):
             pod_name = pod["metadata"]["name"]

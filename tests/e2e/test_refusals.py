@@ -104,8 +104,8 @@ def test_a_job_goes_on_when_what_was_missing_is_there(mended: dict[str, float], 
 
 
 def one_worker(name: str, refusal: Refusal) -> Document:
-    """A job with one worker, of which four fit the node."""
-    compute = {"workers": 1, "perWorker": {"cpus": "100m", "memory": "2Gi"}, **refusal.spec}
+    """A job with one worker, of which four fit the node beside what an earlier test may have left to end."""
+    compute = {"workers": 1, "perWorker": {"cpus": "50m", "memory": "2Gi"}, **refusal.spec}
     return small_job(name, compute=compute, data={"train": [{"uri": CORPUS}], "validation": None})
 
 

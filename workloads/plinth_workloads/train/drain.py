@@ -12,10 +12,7 @@ import time
 from pathlib import Path
 
 from plinth_api.run import TrainRun
-from plinth_workloads.train.progress import LOCK_FILE, STOP_FILE, read_progress
-
-ENDS = frozenset({"stopped", "model", "failed"})
-"""The last event of a session."""
+from plinth_workloads.train.progress import ENDS, LOCK_FILE, STOP_FILE, end_of_progress, read_progress
 
 _POLL_SECONDS = 0.25
 _CLOSING_SECONDS = 15.0
@@ -43,7 +40,7 @@ def drain(folder: Path, timeout_seconds: float, *, closing_seconds: float = _CLO
     folder.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + timeout_seconds
     told_at: float | None = None
-    offset = max((behind for _, behind in read_progress(folder)), default=0)
+    offset = end_of_progress(folder)
     (folder / STOP_FILE).touch()
     while session_runs(folder):
         for event, behind in read_progress(folder, offset):

@@ -18,9 +18,8 @@ from typing import Protocol
 from plinth_api.elastic import possible_numbers, with_workers
 from plinth_api.run import TrainRun
 from plinth_workloads.errors import UserError
-from plinth_workloads.train.drain import ENDS
 from plinth_workloads.train.heartbeats import HeartbeatFolder
-from plinth_workloads.train.progress import STOP_FILE, ProgressLog, read_progress
+from plinth_workloads.train.progress import STOP_FILE, ProgressLog, end_of_progress, read_progress, told_end
 
 _MOST_LOSSES = 3
 """So often in a row may a worker be lost before a step is saved: then it is the run that ends its workers."""
@@ -88,7 +87,7 @@ def train_elastically(run: TrainRun, cluster: Cluster, asked: threading.Event, p
         if count is None:
             return
         HeartbeatFolder(folder).clear()
-        session = _Session(count, _end_of_progress(folder))
+        session = _Session(count, end_of_progress(folder))
         _tell(folder, "workers", count=count)
         try:
             with _watch_room(run, cluster, session, pace):
@@ -100,7 +99,7 @@ def train_elastically(run: TrainRun, cluster: Cluster, asked: threading.Event, p
                 raise
             logger.warning("%s; the others go on from step %d", lost.message, max(0, newest))
             _tell(folder, "workersLost", count=count, message=lost.message)
-        if asked.is_set() or _is_finished(folder, session.offset):
+        if asked.is_set() or told_end(folder, session.offset) == "model":
             return
         if not session.grows:
             _settle(cluster, count, asked, pace)
@@ -161,12 +160,6 @@ def _look_on(run: TrainRun, cluster: Cluster, session: _Session, pace: Pace) -> 
             return
 
 
-def _is_finished(folder: Path, offset: int) -> bool:
-    """Whether the last end that a session told since `offset` is the run's."""
-    ends = [event["event"] for event, _ in read_progress(folder, offset) if event["event"] in ENDS]
-    return bool(ends) and ends[-1] == "model"
-
-
 def _has_event(folder: Path, offset: int, names: set[str]) -> bool:
     return any(event["event"] in names for event, _ in read_progress(folder, offset))
 
@@ -174,10 +167,6 @@ def _has_event(folder: Path, offset: int, names: set[str]) -> bool:
 def _last_saved(folder: Path) -> int:
     """The newest step that a checkpoint has, -1 before the first."""
     return max((event["step"] for event, _ in read_progress(folder) if event["event"] == "checkpoint"), default=-1)
-
-
-def _end_of_progress(folder: Path) -> int:
-    return max((behind for _, behind in read_progress(folder)), default=0)
 
 
 def _tell(folder: Path, event: str, **values: object) -> None:

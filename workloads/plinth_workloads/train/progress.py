@@ -11,6 +11,8 @@ from typing import Any
 PROGRESS_FILE = "progress.jsonl"
 STOP_FILE = "stop"
 """A file of this name in the work folder asks the workers to save and stop after the step that runs."""
+ENDS = frozenset({"stopped", "model", "failed"})
+"""The last event of a session."""
 LOCK_FILE = "workers.lock"
 """Held in the work folder by the first worker for as long as its session runs."""
 
@@ -59,3 +61,14 @@ def read_progress(folder: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any
                 yield json.loads(line), offset
             except json.JSONDecodeError:
                 continue
+
+
+def end_of_progress(folder: Path) -> int:
+    """The offset behind the last complete event."""
+    return max((behind for _, behind in read_progress(folder)), default=0)
+
+
+def told_end(folder: Path, offset: int) -> str | None:
+    """The last of `ENDS` that a session has told since `offset`; None where it has told none."""
+    ends = [str(event["event"]) for event, _ in read_progress(folder, offset) if event["event"] in ENDS]
+    return ends[-1] if ends else None

@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +19,7 @@ from plinth_api.quantity import whole_cpus
 from plinth_api.run import TrainRun
 from plinth_workloads.errors import UserError
 from plinth_workloads.train.elastic import Pace, WorkersLost, train_elastically
+from plinth_workloads.train.progress import end_of_progress, told_end
 
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 """Rows and weights do not travel through Ray's object store, so it can be small."""
@@ -67,7 +69,20 @@ class _RayCluster:
         )
 
     def train(self, run: TrainRun) -> None:
-        """Train on a fixed number of workers."""
+        """Train on a fixed number of workers.
+
+        Where workers are lost that had told their end before, it is as they told it: a pod that must go goes when they
+        have saved, and Ray may see that first.
+        """
+        folder = Path(run.work_dir)
+        offset = end_of_progress(folder)
+        try:
+            self._fit(run)
+        except WorkersLost:
+            if told_end(folder, offset) not in ("stopped", "model"):
+                raise
+
+    def _fit(self, run: TrainRun) -> None:
         trainer = TorchTrainer(
             _train_loop_per_worker,
             train_loop_config={"run": run.model_dump_json(by_alias=True)},
@@ -81,9 +96,12 @@ class _RayCluster:
                 # A name that Ray Train knows would go on with what it remembers of it.
                 name=f"{run.uid}-{next(self._starts)}",
                 storage_path=f"{run.work_dir}/ray",
-                # A node may be gone before Ray knows: workers that do not start are counted anew, where that helps.
                 failure_config=FailureConfig(
-                    max_failures=0, controller_failure_limit=-1 if run.workers.elastic is None else 0
+                    max_failures=0,
+                    # Whoever runs attempts decides whether there is another one, after a preemption too.
+                    max_preemption_failures=0,
+                    # A node may be gone before Ray knows: an elastic run counts anew, where workers do not start.
+                    controller_failure_limit=-1 if run.workers.elastic is None else 0,
                 ),
             ),
         )
@@ -104,6 +122,8 @@ def _resources_per_worker(run: TrainRun) -> dict[str, float]:
 
 def join_ray(run: TrainRun) -> None:
     """Join the Ray cluster of $RAY_ADDRESS, else start one on this machine that holds the run's workers."""
+    # Ray Train would wait for the deadline of a node that is drained; our workers are told by their pods, and save.
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if "RAY_ADDRESS" not in os.environ:
         # More workers than cores is slow, not wrong: the same YAML runs on any laptop.

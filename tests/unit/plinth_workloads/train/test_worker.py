@@ -2,6 +2,7 @@
 
 import pickle
 import time
+from pathlib import Path
 
 import pytest
 from ray.exceptions import ActorDiedError, OutOfMemoryError
@@ -13,8 +14,11 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from makers import make_pretrain_job, make_resolve_settings
 from plinth_api.resolve import resolve_train_run
 from plinth_workloads.errors import UserError
-from plinth_workloads.train.worker import _cause, _resources_per_worker
+from plinth_workloads.train.elastic import WorkersLost
+from plinth_workloads.train.progress import ProgressLog
+from plinth_workloads.train.worker import _cause, _RayCluster, _resources_per_worker
 from rendering import cluster_of, make
+from training import make_train_run
 
 MISSING = UserError("DatasetNotFound", "file:///corpus.jsonl matches no file")
 
@@ -112,3 +116,33 @@ def test_a_worker_takes_all_that_its_pod_offers(wanted):
     (group,) = cluster_of(make("PretrainJob", compute=compute))["workerGroupSpecs"]
     offered = {name.removeprefix("num-")[:-1].upper(): int(number) for name, number in group["rayStartParams"].items()}
     assert _resources_per_worker(run) == offered
+
+
+class LosingCluster(_RayCluster):
+    """Its workers tell something, and are lost before Ray has asked them how they ended."""
+
+    def __init__(self, run, *told):
+        super().__init__(run)
+        self.told = told
+
+    def _fit(self, run):
+        log = ProgressLog(Path(run.work_dir))
+        for event in self.told:
+            log.write(event, step=3)
+        log.close()
+        raise WorkersLost("UserCodeError", "a worker failed: ray.exceptions.ActorDiedError: its node was drained")
+
+
+@pytest.mark.parametrize("end", ["stopped", "model"])
+def test_workers_that_are_lost_after_their_end_have_ended_as_they_told(tmp_path, end):
+    run = make_train_run(tmp_path)
+    LosingCluster(run, "step", end).train(run)
+
+
+@pytest.mark.parametrize("told", [(), ("step",), ("step", "failed")])
+def test_workers_that_are_lost_before_are_lost(tmp_path, told):
+    run = make_train_run(tmp_path)
+    LosingCluster(run, "stopped").train(run)
+    # What an earlier attempt told is not the end of this one.
+    with pytest.raises(WorkersLost, match="its node was drained"):
+        LosingCluster(run, *told).train(run)
