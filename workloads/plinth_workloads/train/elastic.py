@@ -38,6 +38,10 @@ class Cluster(Protocol):
         """How many workers there is room for now, those that train included."""
         ...
 
+    def ask_for(self, more: int) -> None:
+        """Let there be room for so many workers more than train, where the cluster can grow; the last call counts."""
+        ...
+
     def train(self, run: TrainRun) -> None:
         """Train on `run.workers.num_workers` workers, until the run is finished or was asked to stop.
 
@@ -145,11 +149,16 @@ def _watch_room(run: TrainRun, cluster: Cluster, session: _Session, pace: Pace) 
     finally:
         session.ended.set()
         watcher.join()
+        cluster.ask_for(0)
 
 
 def _look_on(run: TrainRun, cluster: Cluster, session: _Session, pace: Pace) -> None:
-    folder, seen = Path(run.work_dir), 0
+    folder, seen, asked = Path(run.work_dir), 0, False
     while not session.ended.wait(pace.look):
+        if not asked and _has_event(folder, session.offset, {"run"}):
+            # Not before its workers have their places, which what is asked for would take.
+            cluster.ask_for(possible_numbers(run)[-1] - session.count)
+            asked = True
         count = _largest(run, cluster.room())
         seen = seen + 1 if count is not None and count > session.count else 0
         # Workers that have not trained a step yet would have started for nothing.

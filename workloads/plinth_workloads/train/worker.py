@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.autoscaler.sdk import request_resources
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from plinth_api.quantity import whole_cpus
 from plinth_api.run import TrainRun
@@ -44,7 +44,6 @@ def train_with_ray(run: TrainRun, asked: threading.Event, pace: Pace | None = No
         if run.workers.elastic is None:
             cluster.train(run)
         else:
-            cluster.ask_for(run.workers.elastic.max_workers)
             train_elastically(run, cluster, asked, pace)
     finally:
         ray.shutdown()
@@ -56,10 +55,17 @@ class _RayCluster:
     def __init__(self, run: TrainRun) -> None:
         self._per_worker = _resources_per_worker(run)
         self._starts = itertools.count()
+        self._places: list[PlacementGroup] = []
 
-    def ask_for(self, workers: int) -> None:
-        """Tell Ray's autoscaler, where there is one, how many workers there should be room for."""
-        request_resources(bundles=[self._per_worker] * workers)
+    def ask_for(self, more: int) -> None:
+        """Let there be room for so many workers more than train, where Ray has an autoscaler.
+
+        By placement groups that wait: `request_resources` is Ray Train's own, whose next word replaces ours. Once they
+        have their places no node of theirs is idle, and none is taken away.
+        """
+        for place in self._places:
+            remove_placement_group(place)
+        self._places = [placement_group([self._per_worker]) for _ in range(more)]
 
     def room(self) -> int:
         """How many workers the nodes that are alive have room for, those that train included."""

@@ -26,13 +26,17 @@ class PlannedCluster:
 
     def __init__(self, run, room, *starts):
         self.folder, self.has_room, self.starts = Path(run.work_dir), room, list(starts)
-        self.counts, self.steps = [], 0
+        self.counts, self.steps, self.asked = [], 0, []
 
     def room(self):
         return self.has_room
 
+    def ask_for(self, more):
+        self.asked.append(more)
+
     def train(self, run):
         self.counts.append(run.workers.num_workers)
+        self.tell("run")
         self.starts.pop(0)(self)
 
     def tell(self, event, **values):
@@ -100,6 +104,8 @@ def test_it_saves_and_goes_on_as_more_once_there_is_room(tmp_path):
     cluster = PlannedCluster(run, 2, gets_room(3), gets_room(9), finishes)
     train_elastically(run, cluster, threading.Event(), PACE)
     assert cluster.counts == [2, 3, 6]
+    # For as many more as six, as soon as its workers have their places; nothing between two sessions.
+    assert cluster.asked[:4] == [4, 0, 3, 0]
     assert [event["count"] for event in events(cluster, "workers")] == [2, 3, 6]
     assert not (cluster.folder / STOP_FILE).exists()
 
