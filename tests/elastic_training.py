@@ -20,7 +20,7 @@ from plinth_workloads.train.elastic import Pace
 from plinth_workloads.train.progress import STOP_FILE, read_progress
 from plinth_workloads.train.worker import join_ray, train_with_ray
 
-PACE = Pace(look=1.0, settle=15.0, wait=60.0)
+PACE = Pace(look=1.0, settle=15.0, between=1.0, wait=60.0)
 _OBJECT_STORE_BYTES = 80 * 1024 * 1024
 _LONGEST_SECONDS = 180.0
 

@@ -59,11 +59,13 @@ class Pace:
     Attributes:
         look: Between two looks at the cluster; room must be there twice in a row before it is used.
         settle: What a worker that is lost or was told to go has for being seen as gone, before the others go on.
+        between: What Ray has for ending what drove a session before it starts the next: the head has no room for both.
         wait: How long the cluster may have room for fewer workers than the fewest.
     """
 
     look: float = 15.0
     settle: float = 30.0
+    between: float = 5.0
     wait: float = 1800.0
 
 
@@ -105,6 +107,7 @@ def train_elastically(run: TrainRun, cluster: Cluster, asked: threading.Event, p
             _tell(folder, "workersLost", count=count, message=lost.message)
         if asked.is_set() or told_end(folder, session.offset) == "model":
             return
+        asked.wait(pace.between)
         if not session.grows:
             _settle(cluster, count, asked, pace)
         (folder / STOP_FILE).unlink(missing_ok=True)

@@ -115,6 +115,9 @@ class _RayCluster:
             trainer.fit()
         except WorkerGroupError as error:
             raise _cause(error) from error
+        except (OutOfMemoryError, RayActorError) as error:
+            # Of what drives the workers, in the head: another start may find room.
+            raise WorkersLost("UserCodeError", f"Ray Train's controller ended: {type(error).__name__}") from error
         except TrainingFailedError as error:
             failure = WorkersLost if isinstance(error, ControllerError) else UserError
             raise failure("UserCodeError", f"Ray Train failed: {str(error).splitlines()[-1]}") from error

@@ -12,7 +12,7 @@ from plinth_workloads.train.elastic import Pace, WorkersLost, train_elastically
 from plinth_workloads.train.progress import STOP_FILE, ProgressLog, read_progress
 from training import make_train_run
 
-PACE = Pace(look=0.02, settle=0.2, wait=0.5)
+PACE = Pace(look=0.02, settle=0.2, between=0.01, wait=0.5)
 
 
 def elastic_run(folder):
