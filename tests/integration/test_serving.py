@@ -128,8 +128,8 @@ def test_eight_at_once_are_answered_as_if_alone(client):
 def test_errors_are_openai_s(client):
     with pytest.raises(openai.NotFoundError, match="'other' does not exist"):
         client.completions.create(model="other", prompt="p")
-    with pytest.raises(openai.BadRequestError, match="logprobs is not supported"):
-        client.completions.create(model="tiny", prompt="p", logprobs=1)
+    with pytest.raises(openai.BadRequestError, match="suffix is not supported"):
+        client.completions.create(model="tiny", prompt="p", suffix="s")
     with pytest.raises(openai.BadRequestError) as raised:
         client.completions.create(model="tiny", prompt="p", max_tokens=CONTEXT_LENGTH)
     assert raised.value.code == "context_length_exceeded"
