@@ -1,41 +1,17 @@
 import asyncio
 import json
-from contextlib import asynccontextmanager
-from typing import Any, cast
 
-import httpx
 import openai
 import pytest
 
-from plinth_api.model_service import PromptTemplate
-from plinth_api.service_state import STATE_PATH
 from plinth_workloads.errors import UserError
-from plinth_workloads.serving.api_keys import ApiKeys
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.served_model import ServedModel
+from unit.plinth_workloads.serving.asgi_service import CHAT, service, tiny
 from unit.plinth_workloads.serving.fake_engine import FakeEngine
 from unit.plinth_workloads.serving.tiny_model import CONTEXT_LENGTH, greedy_text, make_engine, make_model
 
 pytestmark = pytest.mark.anyio
-
-CHAT = [{"role": "user", "content": "hi"}]
-
-
-@asynccontextmanager
-async def service(version, *, keys=None, key="none"):
-    """A service named m: its state, a plain client and OpenAI's."""
-    served = ServedModel(version if callable(version) else lambda uri: version)
-    served.set_target("models:/m/1")
-    await served.wait_loaded()
-    transport = httpx.ASGITransport(app=build_asgi(served, name="m", keys=keys), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
-        client = openai.AsyncOpenAI(base_url="http://test/v1", api_key=key, http_client=cast(Any, http), max_retries=0)
-        yield served, http, client
-    await served.close()
-
-
-def tiny(**options):
-    return lambda uri: make_engine(make_model(end_ids=None), **options)
 
 
 async def test_models_are_listed_with_their_version():
@@ -225,42 +201,6 @@ async def test_what_is_not_json_and_not_served_is_answered_in_openai_s_shape():
 
     assert (not_json.status_code, not_json.json()["error"]["message"]) == (400, "the request's body is not JSON")
     assert (not_served.status_code, not_served.json()["error"]["type"]) == (404, "invalid_request_error")
-
-
-async def test_where_there_are_keys_only_those_who_have_one_are_answered(tmp_path):
-    (tmp_path / "alice").write_text("sk-alice")
-    keys = ApiKeys(tmp_path)
-    async with service(FakeEngine(), keys=keys, key="sk-alice") as (_, http, client):
-        assert (await client.completions.create(model="m", prompt="p")).choices[0].text == "ab"
-        refused = await http.post("/v1/completions", content=b"{", headers={"Authorization": "Bearer sk-bob"})
-        unknown = await http.get("/v1/nothing")
-        state, health = await http.get(STATE_PATH), await http.get("/health")
-
-    assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
-    assert refused.json()["error"]["code"] == "invalid_api_key"
-    assert unknown.status_code == 401
-    assert (state.json()["apiKeys"], health.status_code) == (1, 200)
-
-
-async def test_keys_that_are_not_there_open_nothing(tmp_path):
-    async with service(FakeEngine(), keys=ApiKeys(tmp_path / "missing")) as (_, http, client):
-        with pytest.raises(openai.AuthenticationError, match="a valid API key is needed"):
-            await client.models.list()
-        assert (await http.get(STATE_PATH)).json()["apiKeys"] == 0
-
-
-async def test_a_chat_starts_with_the_services_prompt_and_a_completion_does_not():
-    engine = FakeEngine()
-    async with service(engine) as (served, http, client):
-        served.set_target("models:/m/1", PromptTemplate(system="Be kind."))
-        await client.chat.completions.create(model="m", messages=CHAT)
-        await client.completions.create(model="m", prompt="hi")
-        told = (await http.get(STATE_PATH)).json()["promptHash"]
-
-    chat, completion = engine.requests
-    assert bytes(chat.prompt_ids) == b"system:Be kind.;user:hi;"
-    assert bytes(completion.prompt_ids) == b"hi"
-    assert told == served.prompt_hash != ""
 
 
 @pytest.mark.parametrize("stream", [False, True])
