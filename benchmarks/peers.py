@@ -2,14 +2,17 @@
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from plinth_api.resolve import ResolveSettings
+from plinth_api.model_service import ModelService
+from plinth_api.parse import parse_resource
+from plinth_api.resolve import ResolveSettings, resolve_train_run
+from plinth_api.run import TrainRun
 from plinth_workloads.train.parallel import Workers
 
 CPU = torch.device("cpu")
@@ -66,8 +69,23 @@ def parser(description: str | None, sides: Sequence[str]) -> argparse.ArgumentPa
     return made
 
 
-def places(folder: Path) -> ResolveSettings:
-    """Everything of a run in one folder; nothing is tracked."""
+def run_document(folder: Path, subject: Subject, kind: str, spec: Mapping[str, Any], **training: Any) -> TrainRun:
+    """Our run with the subject's rows: all of a step in one pass, nothing read or tracked, everything in one folder."""
+    rows = subject.rows_a_step
+    sizes = {"sequenceLength": subject.sequence_length, "globalBatchSize": rows, "microBatchSize": rows}
+    both = {"data": {"train": [{"uri": "file:///unread.jsonl"}]}, "output": {"model": "peers"}}
+    document = {
+        "apiVersion": "plinth.dev/v1alpha1",
+        "kind": kind,
+        "metadata": {"name": "peers"},
+        "spec": {**spec, **both, "training": {"steps": UNREACHED, **sizes, **training}},
+    }
+    job = parse_resource(document)
+    assert not isinstance(job, ModelService)
+    return resolve_train_run(job, _places(folder), {})
+
+
+def _places(folder: Path) -> ResolveSettings:
     root = str(folder)
     return ResolveSettings(uid="peers", volume_root=root, checkpoint_root=root, work_dir=root, tracking_uri="unused")
 

@@ -22,10 +22,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from peers import ALONE, CPU, END, LLAMA_VOCABULARY, UNREACHED, Subject, parser, places, random_llama, steps_timed
-from plinth_api.parse import parse_resource
-from plinth_api.pretrain_job import PretrainJob
-from plinth_api.resolve import resolve_train_run
+from peers import ALONE, CPU, END, LLAMA_VOCABULARY, UNREACHED, Subject, parser, random_llama, run_document, steps_timed
 from plinth_api.run import TrainRun
 from plinth_workloads.data.loader import BatchLoader, Rows
 from plinth_workloads.data.packing import ConcatenatedRows, shuffled_documents
@@ -108,28 +105,8 @@ def _prepare(folder: Path, subject: Subject) -> Data:
 
 
 def _run_document(folder: Path, subject: Subject, compiled: bool) -> TrainRun:
-    job = parse_resource(
-        {
-            "apiVersion": "plinth.dev/v1alpha1",
-            "kind": "PretrainJob",
-            "metadata": {"name": "peers"},
-            "spec": {
-                "objective": {"causalLM": {}},
-                "model": {"architecture": "llama", "tokenizer": {"train": {}}},
-                "data": {"train": [{"uri": "file:///unread.jsonl"}]},
-                "training": {
-                    "steps": UNREACHED,
-                    "sequenceLength": subject.sequence_length,
-                    "globalBatchSize": subject.rows_a_step,
-                    "microBatchSize": subject.rows_a_step,
-                    "compile": compiled,
-                },
-                "output": {"model": "peers"},
-            },
-        }
-    )
-    assert isinstance(job, PretrainJob)
-    return resolve_train_run(job, places(folder), {})
+    spec = {"objective": {"causalLM": {}}, "model": {"architecture": "llama", "tokenizer": {"train": {}}}}
+    return run_document(folder, subject, "PretrainJob", spec, compile=compiled)
 
 
 def _loader(subject: Subject, data: Data) -> BatchLoader:

@@ -26,10 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from peers import ALONE, CPU, END, LLAMA_VOCABULARY, UNREACHED, Subject, parser, places, random_llama, steps_timed
-from plinth_api.fine_tune_job import FineTuneJob
-from plinth_api.parse import parse_resource
-from plinth_api.resolve import resolve_train_run
+from peers import ALONE, CPU, END, LLAMA_VOCABULARY, UNREACHED, Subject, parser, random_llama, run_document, steps_timed
 from plinth_api.run import TrainRun
 from plinth_workloads.data.loader import BatchLoader
 from plinth_workloads.data.recipe import DataRecipe
@@ -145,29 +142,8 @@ def _tokenizer(folder: Path) -> Any:
 
 
 def _run_document(folder: Path, subject: Subject) -> TrainRun:
-    job = parse_resource(
-        {
-            "apiVersion": "plinth.dev/v1alpha1",
-            "kind": "FineTuneJob",
-            "metadata": {"name": "peers"},
-            "spec": {
-                "model": {"uri": "file:///unread"},
-                "task": {"completion": {}},
-                "method": {"lora": _LORA},
-                "data": {"train": [{"uri": "file:///unread.jsonl"}]},
-                "training": {
-                    "steps": UNREACHED,
-                    "sequenceLength": subject.sequence_length,
-                    "globalBatchSize": subject.rows_a_step,
-                    "microBatchSize": subject.rows_a_step,
-                    "packing": True,
-                },
-                "output": {"model": "peers"},
-            },
-        }
-    )
-    assert isinstance(job, FineTuneJob)
-    return resolve_train_run(job, places(folder), {})
+    spec = {"model": {"uri": "file:///unread"}, "task": {"completion": {}}, "method": {"lora": _LORA}}
+    return run_document(folder, subject, "FineTuneJob", spec, packing=True)
 
 
 def _ours(folder: Path, subject: Subject) -> Block:

@@ -5,6 +5,7 @@ The rows of a step are the same for any number of workers; only their split diff
 
 from plinth_api.common import Compute
 from plinth_api.objective_rules import FACTS
+from plinth_api.resolve import largest_divisor
 from plinth_api.run import TrainRun
 
 
@@ -36,8 +37,7 @@ def with_workers(run: TrainRun, count: int) -> TrainRun:
     workers, training = run.workers, run.training
     rows = training.global_batch_size // count
     in_one_pass = training.auto_micro_batch_size or FACTS[run.objective].compares_rows
-    most = rows if in_one_pass else min(training.micro_batch_size, rows)
-    passes = max(size for size in range(1, most + 1) if rows % size == 0)
+    passes = largest_divisor(rows, rows if in_one_pass else training.micro_batch_size)
     sharded = workers.shard == workers.num_workers
     spread = {"num_workers": count, "shard": count if sharded else 1, "replicate": 1 if sharded else count}
     return run.model_copy(

@@ -1,5 +1,6 @@
 """ModelService: serve a model over an OpenAI-compatible API, following an alias."""
 
+import hashlib
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -46,6 +47,11 @@ class PromptTemplate(ApiModel):
     examples: Annotated[tuple[PromptExample, ...], Field(min_length=1, max_length=64)] | None = Field(
         default=None, description="examples of exchanges, in order."
     )
+
+    @property
+    def digest(self) -> str:
+        """Eight hexadecimal digits that change with it."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]
 
 
 class ServiceCompute(PodOptions):

@@ -249,8 +249,12 @@ def _rows_of_a_pass(job: Job, worker_batch: int) -> int:
 
 def micro_batch_size(worker_batch: int, sequence_length: int) -> int:
     """The largest divisor of a worker's rows that keeps one pass within `MICRO_BATCH_TOKENS`."""
-    limit = max(1, MICRO_BATCH_TOKENS // sequence_length)
-    return max(size for size in range(1, min(worker_batch, limit) + 1) if worker_batch % size == 0)
+    return largest_divisor(worker_batch, max(1, MICRO_BATCH_TOKENS // sequence_length))
+
+
+def largest_divisor(rows: int, most: int) -> int:
+    """The largest number up to `most`, which is at least 1, of which `rows` are a multiple."""
+    return max(size for size in range(1, min(rows, most) + 1) if rows % size == 0)
 
 
 def resolve_workers(compute: Compute) -> RunWorkers:

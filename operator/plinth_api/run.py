@@ -4,7 +4,6 @@ One JSON document says everything a workload needs, with every default made expl
 so that the same document gives the same run on a laptop and on a cluster.
 """
 
-import hashlib
 from typing import Any, Literal
 
 from pydantic import Field, field_serializer
@@ -197,8 +196,8 @@ class ServeModel(ApiModel):
 
     @property
     def prompt_hash(self) -> str:
-        """Eight hexadecimal digits that change with what chats start with; empty where they start with nothing."""
-        return hashlib.sha256(self.prompt.model_dump_json().encode()).hexdigest()[:8] if self.prompt else ""
+        """Changes with what chats start with; empty where they start with nothing."""
+        return self.prompt.digest if self.prompt else ""
 
 
 class ServeScaling(ApiModel):

@@ -153,6 +153,8 @@ def _running(look: Look, attempts: list[Attempt]) -> Plan:
     ray_job = look.ray_job_of(live)
     assert ray_job is not None
     pods, clusters = look.around(ray_job)
+    has_begun = ray_job.deployment_status == "Running" and ray_job.job_status not in ("", "PENDING")
+    pods = look.needed(pods) if has_begun else pods
     cause: Cause | None = waiting_cause(pods, clusters, look.seen.workloads)
     run = look.run_of(live)
     started = run.tags.get(START_STEP, "") if run else ""
@@ -160,13 +162,11 @@ def _running(look: Look, attempts: list[Attempt]) -> Plan:
         attempts[:] = with_start(attempts, int(started), run.step if run else None)
     if look.queued and (ray_job.suspended or ray_job.deployment_status == "Suspended"):
         verdict = Verdict("Queued", cause or Cause("WaitingForQuota", "Kueue has not admitted the job yet"))
-    elif ray_job.deployment_status == "Running" and ray_job.job_status not in ("", "PENDING"):
+    elif has_begun:
         told = run.tags.get(PHASE, "") if run else ""
         stepping = run is not None and run.step is not None
         phase: JobPhase = "Training" if stepping or told == "training" else "Starting"
-        needed = look.needed(pods)
-        cause = look.lost_pod_cause(needed) or waiting_cause(needed, clusters, look.seen.workloads)
-        verdict = Verdict("Evaluating" if told == "evaluating" else phase, cause)
+        verdict = Verdict("Evaluating" if told == "evaluating" else phase, look.lost_pod_cause(pods) or cause)
     else:
         verdict = Verdict("Starting", cause or suspended_cause(ray_job))
     drifted = live.number if look.has_drifted(ray_job) else None

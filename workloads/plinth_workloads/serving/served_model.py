@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from itertools import chain, repeat
 
 from plinth_api.model_service import PromptTemplate
-from plinth_api.run import ServeModel
 from plinth_workloads.errors import UserError
 from plinth_workloads.serving.engine import Engine, GenerationFailed
 
@@ -69,7 +68,7 @@ class ServedModel:
     @property
     def prompt_hash(self) -> str:
         """Which beginning of chats is in service; empty for none."""
-        return ServeModel(uri="", prompt=self._version.prompt).prompt_hash if self._version else ""
+        return self._version.prompt.digest if self._version and self._version.prompt else ""
 
     @property
     def uri(self) -> str | None:
