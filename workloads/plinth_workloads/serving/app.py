@@ -30,6 +30,12 @@ MAX_WAITING = 128
 _MAX_ONGOING_REQUESTS = 2 * (MAX_BATCH_SIZE + MAX_WAITING)
 """More than the engine takes, so that the engine answers 429 instead of Serve letting requests wait unseen."""
 
+_STEP_TOKENS = {"cpu": 128, "cuda": 2048}
+"""Of a step: as few as keep the device busy, so that a prompt that is read holds others up for as short as can be."""
+
+_CACHE_SHARE = 0.5
+"""Of the memory that is free once a version is loaded; the next version is loaded beside it."""
+
 _HEALTH_TIMEOUT_SECONDS = 60.0
 """Longer than an engine waits for its token, so that the reason is told and not only the time that passed."""
 
@@ -108,10 +114,18 @@ def _others_are_running() -> bool:
 
 def _make_engine(run: ServeRun, uri: str) -> Engine:
     # Imported by replicas only: whoever deploys the application needs no torch.
+    from plinth_workloads.machine_memory import free_bytes
     from plinth_workloads.models.load import load_for_inference
     from plinth_workloads.serving.torch_engine import TorchEngine
 
     model, tokenizer = load_for_inference(uri, tracking_uri=run.tracking_uri, cache_dir=Path(run.work_dir) / "models")
     if run.gpus:
         model.to("cuda")
-    return TorchEngine(model.eval(), tokenizer, max_batch_size=MAX_BATCH_SIZE, max_waiting=MAX_WAITING)
+    return TorchEngine(
+        model.eval(),
+        tokenizer,
+        max_batch_size=MAX_BATCH_SIZE,
+        max_waiting=MAX_WAITING,
+        max_step_tokens=_STEP_TOKENS[model.device.type],
+        max_cache_bytes=int(free_bytes(model.device) * _CACHE_SHARE),
+    )

@@ -99,11 +99,29 @@ class ChatMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class CacheUse:
+    """How full an engine's cache of keys and values is.
+
+    Attributes:
+        used: Positions that rows in work hold.
+        total: Positions that there may be.
+        prompt_tokens: Of all prompts that were read so far.
+        reused_tokens: Those of them that were there already.
+    """
+
+    used: int = 0
+    total: int = 0
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """What an engine is busy with."""
 
     running: int
     waiting: int
+    cache: CacheUse = CacheUse()
 
 
 class InvalidPrompt(ValueError):

@@ -1,12 +1,11 @@
-"""The light engine: torch and transformers, one worker thread, rows that join and leave between decode steps.
+"""The light engine: torch and transformers, one worker thread, rows that join and leave between steps.
 
-Requests enter from the event loop through a bounded queue; the worker prefills and decodes them together and hands the
-text of each step back to the loop at once.
+Requests enter from the event loop through a bounded queue; the worker reads prompts in pieces between the tokens that
+it makes for others, and hands the text of each step back to the loop at once.
 """
 
 import asyncio
 import logging
-import random
 import threading
 import time
 from collections import deque
@@ -18,78 +17,31 @@ import torch
 from torch import Tensor
 
 from plinth_workloads.models.virtual_tokens import num_virtual_tokens
-from plinth_workloads.serving.decode_batch import DecodeBatch
+from plinth_workloads.serving.batch import Batch, Piece
 from plinth_workloads.serving.engine import (
     ChatMessage,
     ContextLengthExceeded,
     EngineOverloaded,
     EngineStats,
-    FinishReason,
     GenerationFailed,
     GenerationRequest,
     InvalidParameter,
     InvalidPrompt,
     SamplingParameters,
-    ScoredText,
-    ScoredToken,
     TokenDelta,
 )
-from plinth_workloads.serving.penalties import Penalties, penalties_of
+from plinth_workloads.serving.generation_row import Row
+from plinth_workloads.serving.padded_batch import PaddedBatch
+from plinth_workloads.serving.penalties import penalties_of
 from plinth_workloads.serving.prompt_encoder import PromptEncoder
 from plinth_workloads.serving.sampling import TokenScore, sample_tokens, score_tokens
-from plinth_workloads.serving.text_stream import IncrementalDetokenizer, StopStrings
+from plinth_workloads.serving.slotted_batch import slotted_batch
+from plinth_workloads.serving.step_shares import has_room, shares_in_pieces, shares_whole
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_CONTEXT_LENGTH = 2048
 _HEALTH_POLL_SECONDS = 0.05
-
-
-class _Row:
-    """A request on its way through the engine. The worker owns it, but for `deltas` and `cancelled`."""
-
-    def __init__(self, request: GenerationRequest, tokenizer: Any) -> None:
-        self.prompt_ids = request.prompt_ids
-        self.sampling = request.sampling
-        self.deltas: asyncio.Queue[TokenDelta | GenerationFailed] = asyncio.Queue()
-        self.cancelled = False
-        self.finished = False
-        self.last_token = -1
-        self.penalties: Penalties | None = None
-        self._num_tokens = 0
-        self._random = random.Random(request.sampling.seed)
-        self._tokenizer = tokenizer
-        self._scores: list[ScoredToken] = []
-        self._detokenizer = IncrementalDetokenizer(tokenizer, request.prompt_ids)
-        self._stop = StopStrings(request.sampling.stop)
-
-    def next_uniform(self) -> float:
-        """The random number of the next token."""
-        return self._random.random()
-
-    def accept(self, token: int, score: TokenScore | None, *, ends: bool) -> TokenDelta | None:
-        """Take a sampled token; what may be sent now, or None where nothing may."""
-        self.last_token = token
-        self._num_tokens += 1
-        if self.penalties is not None:
-            self.penalties.add(token)
-        if score is not None and not ends:
-            top = tuple(ScoredText(self._text_of(other), logprob) for other, logprob in score.top)
-            self._scores.append(ScoredToken(self._text_of(token), score.logprob, top))
-        text, stopped = self._stop.push("" if ends else self._detokenizer.push(token))
-        full = self._num_tokens >= self.sampling.max_tokens
-        self.finished = stopped or ends or full
-        if self.finished and not stopped:
-            text += self._stop.flush()
-        if not text and not self.finished:
-            return None
-        reason: FinishReason = "stop" if stopped or ends else "length"
-        scores, self._scores = tuple(self._scores), []
-        return TokenDelta(text, len(self.prompt_ids), self._num_tokens, reason if self.finished else None, scores)
-
-    def _text_of(self, token: int) -> str:
-        text: str = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)
-        return text
 
 
 class TorchEngine:
@@ -100,7 +52,8 @@ class TorchEngine:
         tokenizer: With a chat template, where chats are to be answered.
         max_batch_size: Rows that are decoded together.
         max_waiting: Requests that may wait for a row; more raise EngineOverloaded.
-        max_prefill_tokens: Prompts are read together up to so many tokens, padding included; a longer one alone.
+        max_step_tokens: Tokens that one step reads, of prompts and of rows that make text together.
+        max_cache_bytes: Of keys and values; one row of the context's length is held in any case.
         context_length: Default: the model's own.
         health_timeout_seconds: How long `check_health` waits for a token.
     """
@@ -112,30 +65,32 @@ class TorchEngine:
         *,
         max_batch_size: int = 32,
         max_waiting: int = 128,
-        max_prefill_tokens: int = 8192,
+        max_step_tokens: int = 128,
+        max_cache_bytes: int = 2**31,
         context_length: int | None = None,
         health_timeout_seconds: float = 30.0,
     ) -> None:
         self._model = model
         self._encoder = PromptEncoder(tokenizer)
-        self._max_batch_size = max_batch_size
         self._max_open = max_batch_size + max_waiting
-        self._max_prefill_tokens = max_prefill_tokens
+        self._max_step_tokens = max_step_tokens
         self._context_length = context_length or _context_length_of(model)
         self._health_timeout_seconds = health_timeout_seconds
         self._vocab_size: int = model.get_input_embeddings().num_embeddings
         self._end_ids = _end_ids_of(model, tokenizer)
 
-        self._open: set[_Row] = set()
-        self._waiting: deque[_Row] = deque()
+        self._open: set[Row] = set()
+        self._waiting: deque[Row] = deque()
         self._work = threading.Condition()
         self._stopping = False
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
         # The worker's own:
-        self._batch = DecodeBatch(model)
-        self._running: list[_Row] = []
+        self._batch = _batch_for(
+            model, max_rows=max_batch_size, max_length=self._context_length, max_bytes=max_cache_bytes
+        )
+        self._running: list[Row] = []
         self._last_token_at = float("-inf")
 
     @property
@@ -153,7 +108,7 @@ class TorchEngine:
 
     def stats(self) -> EngineStats:
         """See Engine."""
-        return EngineStats(running=len(self._running), waiting=len(self._waiting))
+        return EngineStats(running=len(self._running), waiting=len(self._waiting), cache=self._batch.use())
 
     async def start(self) -> None:
         """See Engine."""
@@ -174,7 +129,7 @@ class TorchEngine:
         self._check(request)
         if len(self._open) >= self._max_open:
             raise EngineOverloaded(f"{len(self._open)} requests are being answered or wait already; try again later")
-        async with aclosing(self._deltas_of(_Row(request, self._encoder.tokenizer))) as deltas:
+        async with aclosing(self._deltas_of(Row(request, self._encoder.tokenizer))) as deltas:
             async for delta in deltas:
                 yield delta
 
@@ -195,7 +150,7 @@ class TorchEngine:
 
     async def _probe(self) -> None:
         request = GenerationRequest((self._encoder.first_id or 0,), SamplingParameters(max_tokens=1, temperature=0))
-        async for _ in self._deltas_of(_Row(request, self._encoder.tokenizer), first=True):
+        async for _ in self._deltas_of(Row(request, self._encoder.tokenizer), first=True):
             pass
 
     def _check(self, request: GenerationRequest) -> None:
@@ -215,7 +170,7 @@ class TorchEngine:
                 f"for: {prompt} of the prompt and {completion} to be made; shorten the prompt or lower max_tokens"
             )
 
-    async def _deltas_of(self, row: _Row, *, first: bool = False) -> AsyncGenerator[TokenDelta, None]:
+    async def _deltas_of(self, row: Row, *, first: bool = False) -> AsyncGenerator[TokenDelta, None]:
         self._open.add(row)
         try:
             with self._work:
@@ -241,10 +196,10 @@ class TorchEngine:
             while self._wait_for_work():
                 try:
                     self._drop_cancelled()
-                    self._prefill(self._take_waiting())
-                    self._decode()
+                    self._admit()
+                    self._step()
                 except Exception as error:
-                    logger.exception("a decode step failed")
+                    logger.exception("a step failed")
                     self._fail(self._running, error)
                     self._running = []
                     self._batch.clear()
@@ -260,40 +215,62 @@ class TorchEngine:
             self._waiting = deque(row for row in self._waiting if not row.cancelled)
         self._keep_unfinished()
 
-    def _take_waiting(self) -> list[_Row]:
-        """The next rows to read: as many as there is room for and as a prefill may hold, but at least one."""
-        taken: list[_Row] = []
-        longest = 0
-        with self._work:
-            while self._waiting and len(self._running) + len(taken) < self._max_batch_size:
-                longest = max(longest, len(self._waiting[0].prompt_ids))
-                if taken and longest * (len(taken) + 1) > self._max_prefill_tokens:
-                    break
-                taken.append(self._waiting.popleft())
-        return taken
+    def _admit(self) -> None:
+        """Let those who wait longest begin, as far as the next step could read a part of their prompts."""
+        while self._waiting and has_room([row.num_pending for row in self._running], self._max_step_tokens):
+            row = self._waiting[0]
+            row.cached = self._batch.open(row.token_ids)
+            if row.cached is None:
+                return
+            if row.penalties is None:
+                row.penalties = penalties_of(
+                    row.sampling, row.token_ids, vocab_size=self._vocab_size, device=self._model.device
+                )
+            self._running.append(row)
+            with self._work:
+                self._waiting.remove(row)
 
-    def _prefill(self, rows: list[_Row]) -> None:
-        if not rows:
-            return
-        try:
-            logits_RV = self._batch.join([row.prompt_ids for row in rows])
-        except Exception as error:
-            logger.exception("reading %d prompts failed", len(rows))
-            self._fail(rows, error)
-            return
-        for row in rows:
-            row.penalties = penalties_of(
-                row.sampling, row.prompt_ids, vocab_size=self._vocab_size, device=logits_RV.device
-            )
-        self._running += rows
-        self._accept(rows, logits_RV)
-
-    def _decode(self) -> None:
+    def _step(self) -> None:
         if not self._running:
             return
-        self._accept(self._running, self._batch.step([row.last_token for row in self._running]))
+        share = shares_in_pieces if self._batch.reads_in_pieces else shares_whole
+        shares = share([row.num_pending for row in self._running], self._max_step_tokens)
+        rows = [row for row, count in zip(self._running, shares, strict=True) if count]
+        pieces = [_next_piece(row, count) for row, count in zip(self._running, shares, strict=True) if count]
+        while not self._batch.make_room(pieces):
+            self._put_back(self._running[-1])
+            kept = [at for at, row in enumerate(rows) if row.cached is not None]
+            rows, pieces = [rows[at] for at in kept], [pieces[at] for at in kept]
+        try:
+            logits_RV = self._batch.forward(pieces)
+        except Exception as error:
+            self._give_up(rows, error)
+            return
+        done = [at for at, row in enumerate(rows) if row.num_pending == 0]
+        if done:
+            self._accept([rows[at] for at in done], logits_RV[done])
 
-    def _accept(self, rows: Sequence[_Row], logits_BV: Tensor) -> None:
+    def _put_back(self, row: Row) -> None:
+        """Let a row wait again, where the memory is too small for all; what it has said is read again as its prompt."""
+        assert row.cached is not None
+        self._batch.close(row.cached)
+        row.cached = None
+        self._running.remove(row)
+        with self._work:
+            self._waiting.appendleft(row)
+
+    def _give_up(self, rows: Sequence[Row], error: Exception) -> None:
+        """Fail those whose prompts were read, which the others can do without; else, or where all are lost, all."""
+        prompts = [row for row in rows if row.num_pending > 1]
+        if not prompts or not self._batch.reads_in_pieces:
+            raise error
+        logger.error("reading %d prompts failed", len(prompts), exc_info=error)
+        self._fail(prompts, error)
+        for row in prompts:
+            row.finished = row.spoiled = True
+        self._keep_unfinished()
+
+    def _accept(self, rows: Sequence[Row], logits_BV: Tensor) -> None:
         """Sample a token for each row, hand on its text and let go of the rows that are done."""
         num_top = {i: row.sampling.num_logprobs for i, row in enumerate(rows) if row.sampling.num_logprobs is not None}
         # A copy: what is told is what the model said, without what the request adds to it.
@@ -315,10 +292,10 @@ class TorchEngine:
         self._keep_unfinished()
 
     def _accept_token(
-        self, row: _Row, token: int | None, score: TokenScore | None
+        self, row: Row, token: int | None, score: TokenScore | None
     ) -> TokenDelta | GenerationFailed | None:
         if token is None:
-            row.finished = True
+            row.finished = row.spoiled = True
             return GenerationFailed("the model's output is not a finite number")
         self._last_token_at = time.monotonic()
         try:
@@ -329,28 +306,41 @@ class TorchEngine:
             return _failure(error)
 
     def _keep_unfinished(self) -> None:
-        kept = [index for index, row in enumerate(self._running) if not (row.finished or row.cancelled)]
-        if len(kept) < len(self._running):
-            self._batch.keep(kept)
-            self._running = [self._running[index] for index in kept]
+        ended = [row for row in self._running if row.finished or row.cancelled]
+        for row in ended:
+            assert row.cached is not None
+            self._batch.close(row.cached, spoiled=row.spoiled)
+        if ended:
+            self._running = [row for row in self._running if row not in ended]
 
-    def _fail(self, rows: Sequence[_Row], error: Exception) -> None:
+    def _fail(self, rows: Sequence[Row], error: Exception) -> None:
         self._hand_over([(row, _failure(error)) for row in rows])
 
-    def _hand_over(self, made: Sequence[tuple[_Row, TokenDelta | GenerationFailed]]) -> None:
+    def _hand_over(self, made: Sequence[tuple[Row, TokenDelta | GenerationFailed]]) -> None:
         """One wake-up of the event loop for all rows of a step."""
         assert self._loop is not None
         if made and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(_put_all, made)
 
 
-def _put_all(made: Sequence[tuple[_Row, TokenDelta | GenerationFailed]]) -> None:
+def _put_all(made: Sequence[tuple[Row, TokenDelta | GenerationFailed]]) -> None:
     for row, delta in made:
         row.deltas.put_nowait(delta)
 
 
 def _failure(error: Exception) -> GenerationFailed:
     return error if isinstance(error, GenerationFailed) else GenerationFailed(f"{type(error).__name__}: {error}")
+
+
+def _next_piece(row: Row, count: int) -> Piece:
+    assert row.cached is not None
+    first = row.cached.length
+    return Piece(row.cached, row.token_ids[first : first + count])
+
+
+def _batch_for(model: Any, *, max_rows: int, max_length: int, max_bytes: int) -> Batch:
+    slotted = slotted_batch(model, max_rows=max_rows, max_length=max_length, max_bytes=max_bytes)
+    return slotted or PaddedBatch(model, max_rows=max_rows, max_length=max_length)
 
 
 def _context_length_of(model: Any) -> int:

@@ -10,11 +10,10 @@ from pathlib import Path
 import psutil
 import torch
 
+from plinth_workloads.machine_memory import container_limit_bytes
 from plinth_workloads.train.memory import Room
 from plinth_workloads.train.metrics import memory_bytes
 
-_LIMIT_FILES = ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Of cgroup v2 and v1, as a container sees its own."""
 _MEMORY_FIELD = "spec.compute.perWorker.memory"
 
 
@@ -42,18 +41,10 @@ def host_room(root: Path = Path("/")) -> Room:
     workers = max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     shared = f" among {workers} workers" if workers > 1 else ""
     machine = psutil.virtual_memory().total
-    limit = _container_limit(root)
+    limit = container_limit_bytes(root)
     if limit is not None and limit < machine:
         return Room(limit // workers, f"the container's memory{shared}", _MEMORY_FIELD)
     return Room(machine // workers, f"the machine's memory{shared}", None)
-
-
-def _container_limit(root: Path) -> int | None:
-    for name in _LIMIT_FILES:
-        with contextlib.suppress(OSError, ValueError):
-            # "max" is no number: there is no limit.
-            return int((root / name).read_text())
-    return None
 
 
 class MemoryMeter:

@@ -177,19 +177,41 @@ async def test_a_logit_that_is_not_finite_fails_its_request_only():
     assert good[1].num_completion_tokens == 20
 
 
-@pytest.mark.parametrize("phase", ["join", "step"])
-async def test_an_error_in_the_loop_fails_its_requests_and_the_engine_goes_on(phase, monkeypatch):
+@pytest.mark.parametrize("max_prompt", [1, 100])
+async def test_an_error_in_the_loop_fails_its_requests_and_the_engine_goes_on(max_prompt, monkeypatch):
     async with running_engine() as engine:
-        healthy = getattr(engine._batch, phase)
+        healthy = engine._batch.forward
 
-        def fail(*arguments):
-            monkeypatch.setattr(engine._batch, phase, healthy)
+        def fail(pieces):
+            if max(len(piece.token_ids) for piece in pieces) > max_prompt:
+                return healthy(pieces)
+            monkeypatch.setattr(engine._batch, "forward", healthy)
             raise RuntimeError("out of memory")
 
-        monkeypatch.setattr(engine._batch, phase, fail)
+        monkeypatch.setattr(engine._batch, "forward", fail)
         with pytest.raises(GenerationFailed, match="RuntimeError: out of memory"):
             await collect(engine, make_request("abc"))
         assert (await collect(engine, make_request("abc")))[0]
+
+
+async def test_a_prompt_that_cannot_be_read_fails_alone(monkeypatch):
+    model = make_model(end_ids=None)
+    async with running_engine(model) as engine:
+        healthy = engine._batch.forward
+
+        def fail(pieces):
+            if any(len(piece.token_ids) == 7 for piece in pieces):
+                raise RuntimeError("out of memory")
+            return healthy(pieces)
+
+        monkeypatch.setattr(engine._batch, "forward", fail)
+        good = asyncio.create_task(collect(engine, make_request("abc", max_tokens=100)))
+        await until(lambda: engine.stats().running == 1)
+        with pytest.raises(GenerationFailed, match="RuntimeError: out of memory"):
+            await collect(engine, make_request("abcdefg"))
+        text, _ = await good
+
+    assert text == greedy_text(model, "abc", 100)
 
 
 async def test_healthy_only_where_a_token_is_produced():
@@ -217,9 +239,8 @@ async def test_an_engine_that_hangs_is_not_healthy(monkeypatch):
 
         def hang():
             time.sleep(0.5)
-            return []
 
-        monkeypatch.setattr(engine, "_take_waiting", hang)
+        monkeypatch.setattr(engine, "_admit", hang)
         with pytest.raises(GenerationFailed, match="no token within"):
             await engine.check_health()
 
@@ -235,12 +256,51 @@ async def test_stopping_fails_what_still_runs():
             await collect(engine, make_request("a"))
 
 
-async def test_prompts_longer_than_a_prefill_are_read_one_after_another():
+@pytest.mark.parametrize("max_step_tokens", [1, 8, 1000])
+async def test_prompts_are_read_in_pieces_between_the_tokens_of_others(max_step_tokens):
     model = make_model()
-    async with running_engine(model, max_prefill_tokens=8) as engine:
+    async with running_engine(model, max_step_tokens=max_step_tokens) as engine:
         results = await asyncio.gather(*(collect(engine, make_request(prompt)) for prompt in PROMPTS))
 
     assert [text for text, _ in results] == [greedy_text(model, prompt, 16) for prompt in PROMPTS]
+
+
+async def test_a_beginning_that_was_read_before_is_not_read_again_and_changes_nothing():
+    model = make_model()
+    prompt = "def greet(name):\n    return 'hello ' + name\n"
+    async with running_engine(model) as engine:
+        first, _ = await collect(engine, make_request(prompt))
+        again, _ = await collect(engine, make_request(prompt))
+        longer, _ = await collect(engine, make_request(prompt + "greet("))
+        use = engine.stats().cache
+
+    assert first == again == greedy_text(model, prompt, 16)
+    assert longer == greedy_text(model, prompt + "greet(", 16)
+    assert use.reused_tokens == 2 * (len(prompt) // 16 * 16)
+
+
+async def test_where_memory_is_short_a_row_waits_again_and_says_the_same():
+    model = make_model(end_ids=None)
+    model.config.max_position_embeddings = 1024
+    position_bytes = 2 * 2 * 2 * 8 * 4
+    options = {"max_cache_bytes": 1024 * position_bytes, "max_batch_size": 4}
+    async with running_engine(model, **options) as engine:
+        requests = [make_request(prompt, max_tokens=300) for prompt in PROMPTS[:4]]
+        results = await asyncio.gather(*(collect(engine, request) for request in requests))
+        opened = engine.stats().cache.prompt_tokens
+
+    assert [text for text, _ in results] == [greedy_text(model, prompt, 300) for prompt in PROMPTS[:4]]
+    assert [last.num_completion_tokens for _, last in results] == [300] * 4
+    assert opened > sum(len(request.prompt_ids) for request in requests)
+
+
+async def test_a_model_without_slots_is_decoded_in_padded_rows(monkeypatch):
+    model = make_model()
+    monkeypatch.setattr(type(model), "_supports_attention_backend", False)
+    async with running_engine(model, max_batch_size=3, max_step_tokens=50) as engine:
+        results = await asyncio.gather(*(collect(engine, make_request(prompt)) for prompt in PROMPTS * 2))
+
+    assert [text for text, _ in results] == [greedy_text(model, prompt, 16) for prompt in PROMPTS] * 2
 
 
 async def test_chats_are_encoded_by_the_template():

@@ -1,7 +1,8 @@
-"""The rows that a model decodes together: prompts enter, one row of logits for each leaves, step after step.
+"""Rows of any causal language model with a cache of keys and values, padded on the left to the longest row.
 
-Knows tensors and no requests. All rows share one key-value cache, padded on the left to the longest row, so that a
-row may join or leave between any two steps. Virtual tokens of a model are positions of each row like its own.
+For models whose attention cannot be handed to `slot_attention`: positions that are added to it, another kind of
+cache. All rows share one cache, so that a row may join or leave between any two steps, at the price of a copy. Virtual
+tokens of a model are positions of each row like its own.
 
 Shapes: B rows of the batch, R rows that join, T new positions, L cached positions, V vocabulary, H heads, D head size.
 """
@@ -16,30 +17,82 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from plinth_workloads.models.virtual_tokens import num_virtual_tokens
+from plinth_workloads.serving.batch import CachedRow, Piece
+from plinth_workloads.serving.engine import CacheUse
 
 
-class DecodeBatch:
-    """The cache, the mask and the position of each row. Use under `torch.inference_mode`."""
+class PaddedBatch:
+    """See Batch.
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    Args:
+        model: In evaluation mode.
+        max_rows: Rows at once.
+        max_length: Most tokens of a row.
+    """
+
+    reads_in_pieces = False
+
+    def __init__(self, model: Any, *, max_rows: int, max_length: int) -> None:
+        self._model, self._max_rows = model, max_rows
+        self.max_length = max_length
         accepted = inspect.signature(model.forward).parameters
         self._num_virtual_tokens = num_virtual_tokens(model)
         self._takes_positions = "position_ids" in accepted
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._prompt_tokens = 0
         self.clear()
 
     def clear(self) -> None:
-        """Forget all rows."""
+        """See Batch."""
+        self._open: set[CachedRow] = set()
+        self._forget_all()
+
+    def open(self, token_ids: Sequence[int]) -> CachedRow | None:
+        """See Batch."""
+        if len(self._open) == self._max_rows:
+            return None
+        self._prompt_tokens += len(token_ids)
+        row = CachedRow()
+        self._open.add(row)
+        return row
+
+    def make_room(self, pieces: Sequence[Piece]) -> bool:
+        """See Batch."""
+        return True
+
+    def forward(self, pieces: Sequence[Piece]) -> Tensor:
+        """See Batch."""
+        self._keep([at for at, row in enumerate(self._order) if row in self._open])
+        by_row = {piece.row: piece for piece in pieces}
+        logits_of: dict[CachedRow, Tensor] = {}
+        if self._order:
+            stepped_BV = self._step([by_row[row].token_ids[0] for row in self._order])
+            logits_of |= dict(zip(self._order, stepped_BV, strict=True))
+        new = [piece for piece in pieces if piece.row.length == 0]
+        if new:
+            joined_RV = self._join([piece.token_ids for piece in new])
+            logits_of |= dict(zip([piece.row for piece in new], joined_RV, strict=True))
+            self._order += [piece.row for piece in new]
+        for piece in pieces:
+            piece.row.length += len(piece.token_ids)
+        return torch.stack([logits_of[piece.row] for piece in pieces])
+
+    def close(self, row: CachedRow, *, spoiled: bool = False) -> None:
+        """See Batch."""
+        self._open.discard(row)
+
+    def use(self) -> CacheUse:
+        """See Batch."""
+        used = sum(row.length for row in list(self._open))
+        return CacheUse(used, self._max_rows * self.max_length, self._prompt_tokens, 0)
+
+    def _forget_all(self) -> None:
+        self._order: list[CachedRow] = []
         self._cache: DynamicCache | None = None
         self._mask_BL = torch.zeros(0, 0, dtype=torch.long, device=self._model.device)
 
-    def join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """Read prompts and append them to the rows of the batch; when it raises, the batch is as it was.
-
-        Returns:
-            Logits (R, V) for the first token after each prompt, in float32.
-        """
+    def _join(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Read prompts and append them to the rows of the batch: logits (R, V) after each, in float32."""
         longest = max(len(prompt) for prompt in prompts)
         device = self._model.device
         ids_RT = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts], device=device)
@@ -54,27 +107,26 @@ class DecodeBatch:
             self._cache, self._mask_BL = _merged(self._cache, cache), _stacked(self._mask_BL, mask_RT, dim=-1)
         return logits_RV
 
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """Append one token to each row; when it raises, the rows are lost: `clear` the batch.
-
-        Returns:
-            Logits (B, V) for the token after it, in float32.
-        """
+    def _step(self, tokens: Sequence[int]) -> Tensor:
+        """Append one token to each row: logits (B, V) after it, in float32."""
         assert self._cache is not None
         self._mask_BL = F.pad(self._mask_BL, (0, 1), value=1)
         ids_B1 = torch.tensor(tokens, device=self._model.device)[:, None]
         return self._forward(ids_B1, self._mask_BL, self._cache)
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def _keep(self, rows: Sequence[int]) -> None:
         """Drop all other rows, and the columns that only they used."""
+        if len(rows) == len(self._order):
+            return
         if not rows:
-            self.clear()
+            self._forget_all()
             return
         assert self._cache is not None
         index_R = torch.tensor(rows, device=self._mask_BL.device)
         mask_RL = self._mask_BL[index_R]
         length = int(mask_RL.sum(dim=-1).max())
         self._mask_BL = mask_RL[:, -length:]
+        self._order = [self._order[row] for row in rows]
         self._cache = _cache_of(
             (keys[index_R, :, -length:], values[index_R, :, -length:]) for keys, values in _layers(self._cache)
         )

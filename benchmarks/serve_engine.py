@@ -1,0 +1,205 @@
+"""The light engine beside transformers' own continuous batching and a bare batched decode loop: same model and prompts.
+
+Llamas with random weights answer 32 clients at once, greedily, all prompts and answers equally long. Ours is the whole
+engine, its queue, sampling and text included, without HTTP. The bound is a loop that does nothing but call the model on
+the 32 rows and take the likeliest tokens. The peer is `generate_batch`. One client alone is measured against the same
+loop with one row. Sides take turns in one process.
+
+    python benchmarks/serve_engine.py [--device cuda] [--model small base] [--rounds 5] [--no-peer]
+"""
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from plinth_workloads.serving.engine import GenerationRequest, SamplingParameters
+from plinth_workloads.serving.torch_engine import TorchEngine
+from record import spread, write_record
+from turns import take_turns
+
+_CLIENTS = 32
+_PROMPT_TOKENS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A llama, and how many tokens each client has made; `peer` says what the ratio to the peer must be."""
+
+    config: Mapping[str, int]
+    new_tokens: int
+    peer: float
+
+
+SUBJECTS = {
+    "small": Subject(
+        {
+            "vocab_size": 8192,
+            "hidden_size": 256,
+            "intermediate_size": 688,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 8,
+        },
+        64,
+        10.0,
+    ),
+    "base": Subject(
+        {
+            "vocab_size": 32000,
+            "hidden_size": 768,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 10,
+            "num_attention_heads": 12,
+        },
+        32,
+        3.0,
+    ),
+}
+
+
+def make_model(subject: Subject, device: torch.device) -> Any:
+    """Random weights, which cost as much as learned ones; no token ends a text."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **subject.config, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None
+    )
+    model = LlamaForCausalLM(config).eval().to(device)
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+def make_tokenizer(vocab_size: int) -> Any:
+    """Whose every token is a word, so that each has text to be sent."""
+    vocab = {f"w{number} ": number for number in range(vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(vocab=vocab, unk_token="w0 "))
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+class Sides:
+    """The three ways to have `num_clients` prompts answered, each as the seconds that it takes."""
+
+    def __init__(self, subject: Subject, device: torch.device) -> None:
+        self.subject, self.device = subject, device
+        self.model = make_model(subject, device)
+        self.engine = TorchEngine(
+            make_model(subject, device),
+            make_tokenizer(subject.config["vocab_size"]),
+            max_batch_size=_CLIENTS,
+            max_step_tokens=2048 if device.type == "cuda" else 128,
+        )
+        self._generator = torch.Generator().manual_seed(1)
+
+    def prompts(self, num_clients: int) -> list[list[int]]:
+        """New ones each time, so that no beginning was read before."""
+        vocab_size = self.subject.config["vocab_size"]
+        drawn: list[list[int]] = torch.randint(
+            vocab_size, (num_clients, _PROMPT_TOKENS), generator=self._generator
+        ).tolist()
+        return drawn
+
+    async def ours(self, num_clients: int) -> float:
+        """Through the engine."""
+        prompts = self.prompts(num_clients)
+        sampling = SamplingParameters(max_tokens=self.subject.new_tokens, temperature=0)
+
+        async def ask(prompt: Sequence[int]) -> int:
+            made = 0
+            async for delta in self.engine.generate(GenerationRequest(tuple(prompt), sampling)):
+                made = delta.num_completion_tokens
+            return made
+
+        began = time.perf_counter()
+        made = await asyncio.gather(*(ask(prompt) for prompt in prompts))
+        assert set(made) == {self.subject.new_tokens}
+        return time.perf_counter() - began
+
+    @torch.inference_mode()
+    def bare(self, num_clients: int) -> float:
+        """A loop over the model and nothing else."""
+        ids = torch.tensor(self.prompts(num_clients), device=self.device)
+        began = time.perf_counter()
+        output = self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        tokens = output.logits[:, -1].argmax(-1, keepdim=True)
+        for _ in range(self.subject.new_tokens - 1):
+            output = self.model(input_ids=tokens, past_key_values=output.past_key_values, use_cache=True)
+            tokens = output.logits[:, -1].argmax(-1, keepdim=True)
+        tokens.tolist()
+        return time.perf_counter() - began
+
+    def peer(self, num_clients: int) -> float:
+        """Transformers' continuous batching."""
+        wanted = GenerationConfig(max_new_tokens=self.subject.new_tokens, do_sample=False, eos_token_id=-1)
+        prompts = self.prompts(num_clients)
+        began = time.perf_counter()
+        answers = self.model.generate_batch(prompts, generation_config=wanted)
+        seconds = time.perf_counter() - began
+        assert {len(answer.generated_tokens) for answer in answers.values()} == {self.subject.new_tokens}
+        self.model.set_attn_implementation("sdpa")
+        return seconds
+
+
+def measure(subject: Subject, device: torch.device, *, rounds: int, with_peer: bool) -> dict[str, Any]:
+    """All figures of one model."""
+    sides = Sides(subject, device)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(sides.engine.start())
+    blocks: dict[str, Callable[[int], float]] = {
+        "ours": lambda clients: loop.run_until_complete(sides.ours(clients)),
+        "bare": sides.bare,
+    }
+    alone = take_turns(blocks, rounds * 3, 1)
+    if with_peer:
+        blocks["peer"] = sides.peer
+    together = take_turns(blocks, rounds, _CLIENTS)
+    loop.run_until_complete(sides.engine.stop())
+    num_tokens = _CLIENTS * subject.new_tokens
+    figures: dict[str, Any] = {
+        "parameters": sides.model.num_parameters(),
+        "tokens_per_second": {
+            side: spread([num_tokens / one for one in seconds], 1) for side, seconds in together.items()
+        },
+        "ours_over": {
+            side: spread([theirs / ours for theirs, ours in zip(seconds, together["ours"], strict=True)], 3)
+            for side, seconds in together.items()
+            if side != "ours"
+        },
+        "one_client_seconds_per_token_over_bare": spread(
+            [ours / bare for ours, bare in zip(alone["ours"], alone["bare"], strict=True)], 3
+        ),
+    }
+    return figures
+
+
+def main() -> int:
+    """Measure, write the record, and say whether the bounds hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", nargs="+", choices=sorted(SUBJECTS), default=list(SUBJECTS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-peer", action="store_true", help="the peer takes most of the time")
+    parser.add_argument("--no-record", action="store_true")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    figures = {
+        name: measure(SUBJECTS[name], device, rounds=arguments.rounds, with_peer=not arguments.no_peer)
+        for name in arguments.model
+    }
+    for name, found in figures.items():
+        sys.stdout.write(f"{name}: {found}\n")
+    if not arguments.no_record:
+        settings = {"clients": _CLIENTS, "prompt_tokens": _PROMPT_TOKENS, "rounds": arguments.rounds}
+        new_tokens = {name: SUBJECTS[name].new_tokens for name in arguments.model}
+        sys.stdout.write(f"{write_record('serve_engine', device, {**settings, 'new_tokens': new_tokens}, figures)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""Attention over slots: tokens of many rows in one sequence, each seeing what its own slot holds up to its place.
+
+Enters: the queries, keys and values of a step's tokens, as transformers' decoders hand them to an attention function.
+Leaves: what attention gives. The tokens of a step are one sequence (1, N) without padding, so all other layers compute
+no more than there is; rows that have one token are attended to together, and the pieces of prompts one by one.
+
+Shapes: N tokens of the step, S slots, C capacity of a slot, L positions seen, H heads of keys, G queries of each, D
+head size, B rows with one token, T tokens of a piece.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "plinth_slots"
+"""Name under which transformers finds this attention function."""
+
+_LONG = 4
+"""A row that is so many times longer than the middle one is attended to alone: the others need not see as far."""
+
+
+class UnsupportedAttention(Exception):
+    """The model's attention has something that this one has not."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Single:
+    """One row: tokens [first, last) of the step, in `slot` from position `start` on."""
+
+    slot: int
+    first: int
+    last: int
+    start: int
+
+
+class SlotStep:
+    """Where the tokens of one step are in the step, and where in the cache.
+
+    Args:
+        keys, values: Per layer (S, H, C, D).
+        windows: Per layer, how many positions a token sees, itself included; None for all.
+        rows: Per row its slot, the position of its first token, and how many tokens it has.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        windows: Sequence[int | None],
+        rows: Sequence[tuple[int, int, int]],
+    ) -> None:
+        self._keys, self._values, self._windows = keys, values, windows
+        device = keys[0].device
+        slots = [slot for slot, _, count in rows for _ in range(count)]
+        positions = [start + offset for _, start, count in rows for offset in range(count)]
+        self._slot_N = torch.tensor(slots, device=device)
+        self.position_N = torch.tensor(positions, device=device)
+        self._together: list[_Single] = []
+        self._alone: list[_Single] = []
+        self._masks: dict[int | None, Tensor | None] = {}
+        self._group(rows)
+
+    def attend(
+        self, layer: int, query_1QND: Tensor, key_1HND: Tensor, value_1HND: Tensor, scale: float | None
+    ) -> Tensor:
+        """Keep the keys and values of the step's tokens, and look at those of their rows.
+
+        Returns:
+            (1, N, H x G, D).
+        """
+        keys_SHCD, values_SHCD = self._keys[layer], self._values[layer]
+        keys_SHCD[self._slot_N, :, self.position_N] = key_1HND[0].transpose(0, 1)
+        values_SHCD[self._slot_N, :, self.position_N] = value_1HND[0].transpose(0, 1)
+        num_queries, num_tokens = query_1QND.shape[1:3]
+        out_NQD = query_1QND.new_empty(num_tokens, num_queries, values_SHCD.shape[-1])
+        if self._together:
+            self._attend_together(layer, query_1QND, out_NQD, scale)
+        for single in self._alone:
+            self._attend_alone(single, layer, query_1QND, out_NQD, scale)
+        return out_NQD[None]
+
+    def _group(self, rows: Sequence[tuple[int, int, int]]) -> None:
+        first = 0
+        singles = []
+        for slot, start, count in rows:
+            singles.append(_Single(slot, first, first + count, start))
+            first += count
+        ones = [single for single in singles if single.last - single.first == 1]
+        if ones:
+            middle = sorted(single.start for single in ones)[len(ones) // 2]
+            self._together = [single for single in ones if single.start < _LONG * (middle + 1)]
+            # All slots up to the last are computed, in use or not: it pays where most are.
+            if 2 * len(self._together) <= max(single.slot for single in self._together) + 1:
+                self._together = []
+        together = set(map(id, self._together))
+        self._alone = [single for single in singles if id(single) not in together]
+        if self._together:
+            self._prepare_together()
+
+    def _prepare_together(self) -> None:
+        device = self._slot_N.device
+        slots, tokens = [single.slot for single in self._together], [single.first for single in self._together]
+        self._num_slots = max(slots) + 1
+        self._length = max(single.start for single in self._together) + 1
+        last = [0] * self._num_slots
+        for single in self._together:
+            last[single.slot] = single.start
+        self._last_S1 = torch.tensor(last, device=device)[:, None]
+        # A slice is a view and costs nothing, where indices copy: the usual step has all rows in order.
+        self._slots: slice | Tensor = slice(0, len(slots))
+        if slots != list(range(self._num_slots)):
+            self._slots = torch.tensor(slots, device=device)
+        self._tokens: slice | Tensor = slice(0, len(tokens))
+        if tokens != list(range(len(tokens))):
+            self._tokens = torch.tensor(tokens, device=device)
+
+    def _mask(self, window: int | None) -> Tensor | None:
+        """(S, 1, 1, L), or None where every row sees all L positions."""
+        if window not in self._masks:
+            position_L = torch.arange(self._length, device=self._last_S1.device)
+            seen_SL = position_L <= self._last_S1
+            if window is not None:
+                seen_SL &= position_L > self._last_S1 - window
+            self._masks[window] = None if bool(seen_SL.all()) else seen_SL[:, None, None]
+        return self._masks[window]
+
+    def _attend_together(self, layer: int, query_1QND: Tensor, out_NQD: Tensor, scale: float | None) -> None:
+        keys_SHLD = self._keys[layer][: self._num_slots, :, : self._length]
+        values_SHLD = self._values[layer][: self._num_slots, :, : self._length]
+        query_BQD = query_1QND[0].transpose(0, 1)[self._tokens]
+        if len(query_BQD) == self._num_slots:
+            query_SQD = query_BQD
+        else:
+            query_SQD = query_BQD.new_zeros(self._num_slots, *query_BQD.shape[1:])
+            query_SQD[self._slots] = query_BQD
+        mask = self._mask(self._windows[layer])
+        made_SQD = _of_one_token_each(query_SQD, keys_SHLD, values_SHLD, mask, scale)
+        out_NQD[self._tokens] = made_SQD[self._slots]
+
+    def _attend_alone(
+        self, single: _Single, layer: int, query_1QND: Tensor, out_NQD: Tensor, scale: float | None
+    ) -> None:
+        window, end = self._windows[layer], single.start + single.last - single.first
+        first_seen = 0 if window is None else max(0, single.start - window + 1)
+        keys_1HLD = self._keys[layer][single.slot : single.slot + 1, :, first_seen:end]
+        values_1HLD = self._values[layer][single.slot : single.slot + 1, :, first_seen:end]
+        query_1QTD = query_1QND[:, :, single.first : single.last]
+        if query_1QTD.shape[2] == 1:
+            made_1QD = _of_one_token_each(query_1QTD[:, :, 0], keys_1HLD, values_1HLD, None, scale)
+            out_NQD[single.first] = made_1QD[0]
+            return
+        groups = query_1QTD.shape[1] // keys_1HLD.shape[1]
+        if groups > 1:
+            keys_1HLD, values_1HLD = (part.repeat_interleave(groups, dim=1) for part in (keys_1HLD, values_1HLD))
+        seen_TL = None if end == query_1QTD.shape[2] and window is None else self._seen(single, first_seen, end, window)
+        made_1QTD = F.scaled_dot_product_attention(
+            query_1QTD, keys_1HLD, values_1HLD, attn_mask=seen_TL, is_causal=seen_TL is None, scale=scale
+        )
+        out_NQD[single.first : single.last] = made_1QTD[0].transpose(0, 1)
+
+    def _seen(self, single: _Single, first_seen: int, end: int, window: int | None) -> Tensor:
+        position_T1 = self.position_N[single.first : single.last, None]
+        position_L = torch.arange(first_seen, end, device=position_T1.device)
+        seen_TL = position_L <= position_T1
+        return seen_TL if window is None else seen_TL & (position_L > position_T1 - window)
+
+
+def _of_one_token_each(
+    query_SQD: Tensor, keys_SHLD: Tensor, values_SHLD: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    """(S, H x G, D). The queries of a head of keys stand where a row's tokens would: no key is copied for them."""
+    query_SHGD = query_SQD.unflatten(1, (keys_SHLD.shape[1], -1))
+    made_SHGD = F.scaled_dot_product_attention(query_SHGD, keys_SHLD, values_SHLD, attn_mask=mask, scale=scale)
+    return made_SHGD.flatten(1, 2)
+
+
+def _slot_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    slots: SlotStep | None = None,
+    scaling: float | None = None,
+    **given: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """In slots where the caller names them; else as transformers does it, so that a model is still of use to others."""
+    if slots is None:
+        made: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **given
+        )
+        return made
+    other = next((name for name in ("softcap", "s_aux", "position_bias") if given.get(name) is not None), None)
+    if other is not None:
+        raise UnsupportedAttention(f"attention with {other}")
+    return slots.attend(module.layer_idx, query, key, value, scaling), None
+
+
+AttentionInterface.register(ATTENTION, _slot_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

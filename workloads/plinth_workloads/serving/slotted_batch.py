@@ -1,0 +1,286 @@
+"""Rows in slots: the keys and values of each in a place of its own, written in place, found again by their beginnings.
+
+A step reads one token of each row that makes text and pieces of prompts, all in one sequence without padding. A row
+that is closed leaves its keys and values in its slot until another needs it; a new row takes over the beginning that it
+shares with any slot. Virtual tokens of a model are computed once and are the first positions of every slot.
+
+All slots are equally long, and grow with the longest row; where memory is short, longer slots are fewer.
+
+Shapes: S slots, H heads of keys, C capacity of a slot, D head size, N tokens of a step, R pieces, V vocabulary.
+"""
+
+import inspect
+import logging
+from collections.abc import Sequence
+from functools import partial
+from itertools import count, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from plinth_workloads.models.virtual_tokens import num_virtual_tokens, without_virtual_tokens
+from plinth_workloads.serving.batch import CachedRow, Piece
+from plinth_workloads.serving.engine import CacheUse
+from plinth_workloads.serving.prefix_index import PrefixIndex
+from plinth_workloads.serving.slot_attention import ATTENTION, SlotStep, UnsupportedAttention
+
+logger = logging.getLogger(__name__)
+
+_LEAST_CAPACITY = 256
+_PROBE_TOKENS = 24
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""Of the largest logit; what adds in another order differs by far less, another kind of attention by far more."""
+_HALF_TOLERANCE = 5e-2
+
+
+class SlottedBatch:
+    """See Batch.
+
+    Args:
+        model: In evaluation mode; its attention is `slot_attention` from now on.
+        virtual: Per layer the keys and the values (1, H, P, D) of its P virtual tokens, which may be none.
+        windows: Per layer, how many positions a token sees; None for all.
+        max_rows: Rows at once.
+        max_length: Most tokens of a row.
+        max_bytes: Of all keys and values; one row of `max_length` is held in any case.
+    """
+
+    reads_in_pieces = True
+
+    def __init__(
+        self,
+        model: Any,
+        virtual: Sequence[tuple[Tensor, Tensor]],
+        windows: Sequence[int | None],
+        *,
+        max_rows: int,
+        max_length: int,
+        max_bytes: int,
+    ) -> None:
+        self._model, self._windows, self._max_rows = model, windows, max_rows
+        self._virtual, self._num_virtual = virtual, virtual[0][0].shape[2]
+        position_bytes = sum(part.shape[1] * part.shape[3] * part.element_size() for pair in virtual for part in pair)
+        self.max_length = max_length
+        self._longest = self._num_virtual + max_length
+        self._max_positions = max(max_bytes // position_bytes, self._longest)
+        self._takes_kept = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._prompt_tokens, self._reused_tokens = 0, 0
+        # transformers takes a mask of four dimensions for a finished one; without, it would make one in every step.
+        self._no_mask = torch.zeros(1, 1, 1, 1, device=model.device)
+        model.set_attn_implementation(ATTENTION)
+        self.clear()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of keys and values."""
+        return self._virtual[0][0].dtype
+
+    def clear(self) -> None:
+        """See Batch."""
+        self._keys, self._values = (
+            [pair[part].new_zeros(0, pair[part].shape[1], 0, pair[part].shape[3]) for pair in self._virtual]
+            for part in (0, 1)
+        )
+        self._rows: list[CachedRow | None] = []
+        self._capacity = 0
+        self._prefixes = PrefixIndex()
+        self._closed_at: dict[int, int] = {}
+        self._clock = count()
+
+    def open(self, token_ids: Sequence[int]) -> CachedRow | None:
+        """See Batch."""
+        if None not in self._rows and not self._widen(len(token_ids)):
+            return None
+        # At least one token is read, as its logits are asked for.
+        sources, num_reused = self._prefixes.find(token_ids[: len(token_ids) - 1])
+        free = [slot for slot, row in enumerate(self._rows) if row is None]
+        slot = next((slot for slot in free if slot in sources), None)
+        if slot is None:
+            slot = min(free, key=lambda one: (self._prefixes.holds(one), self._closed_at.get(one, -1), one))
+            if sources:
+                self._copy(min(sources), slot, self._num_virtual + num_reused)
+            else:
+                self._write_virtual(slot)
+        self._prefixes.begin(slot)
+        self._prefixes.extend(slot, token_ids[:num_reused])
+        self._prompt_tokens += len(token_ids)
+        self._reused_tokens += num_reused
+        row = self._rows[slot] = CachedRow(length=num_reused, slot=slot, num_reused=num_reused)
+        return row
+
+    def make_room(self, pieces: Sequence[Piece]) -> bool:
+        """See Batch."""
+        longest = self._num_virtual + max(piece.row.length + len(piece.token_ids) for piece in pieces)
+        if longest <= self._capacity:
+            return True
+        capacity = self._capacity_for(longest)
+        if self._num_slots(capacity) < sum(row is not None for row in self._rows):
+            return False
+        self._reshape(min(self._num_slots(capacity), len(self._rows)), capacity)
+        return True
+
+    def forward(self, pieces: Sequence[Piece]) -> Tensor:
+        """See Batch."""
+        order = sorted(range(len(pieces)), key=lambda at: (len(pieces[at].token_ids) > 1, pieces[at].row.slot))
+        sorted_pieces = [pieces[at] for at in order]
+        logits_RV = self._forward(sorted_pieces)
+        for piece in sorted_pieces:
+            self._prefixes.extend(piece.row.slot, piece.token_ids)
+            piece.row.length += len(piece.token_ids)
+        if order == list(range(len(pieces))):
+            return logits_RV
+        back = torch.empty(len(order), dtype=torch.long)
+        back[torch.tensor(order)] = torch.arange(len(order))
+        return logits_RV[back.to(logits_RV.device)]
+
+    def close(self, row: CachedRow, *, spoiled: bool = False) -> None:
+        """See Batch."""
+        self._rows[row.slot] = None
+        self._closed_at[row.slot] = next(self._clock)
+        if spoiled:
+            # What is masked still enters sums, times zero: nothing that is not a number may stay behind.
+            self._prefixes.forget(row.slot)
+            for part in (*self._keys, *self._values):
+                part[row.slot].zero_()
+
+    def use(self) -> CacheUse:
+        """See Batch."""
+        used = sum(self._num_virtual + row.length for row in list(self._rows) if row is not None)
+        total = min(self._max_rows * self._longest, self._max_positions)
+        return CacheUse(used, total, self._prompt_tokens, self._reused_tokens)
+
+    def _forward(self, pieces: Sequence[Piece]) -> Tensor:
+        rows = [(piece.row.slot, self._num_virtual + piece.row.length, len(piece.token_ids)) for piece in pieces]
+        step = SlotStep(self._keys, self._values, self._windows, rows)
+        device = step.position_N.device
+        ids_1N = torch.tensor([[token for piece in pieces for token in piece.token_ids]], device=device)
+        last_R = torch.tensor([len(piece.token_ids) for piece in pieces], device=device).cumsum(0) - 1
+        kept: dict[str, Any] = {"logits_to_keep": last_R} if self._takes_kept else {}
+        with without_virtual_tokens(self._model):
+            output = self._model(
+                input_ids=ids_1N,
+                attention_mask=self._no_mask,
+                position_ids=step.position_N[None],
+                use_cache=False,
+                slots=step,
+                **kept,
+            )
+        logits_RV: Tensor = output.logits[0] if kept else output.logits[0, last_R]
+        return logits_RV.float()
+
+    def _capacity_for(self, longest: int) -> int:
+        """Of each slot, where the longest row has so many positions."""
+        capacity = _LEAST_CAPACITY
+        while capacity < longest:
+            capacity *= 2
+        return min(capacity, self._longest)
+
+    def _num_slots(self, capacity: int) -> int:
+        return min(self._max_rows, self._max_positions // capacity)
+
+    def _widen(self, num_tokens: int) -> bool:
+        """Make more slots where that can be; where only shorter ones can, once the long rows have gone."""
+        lengths = [num_tokens, *(row.length for row in self._rows if row is not None)]
+        least = self._capacity_for(self._num_virtual + max(lengths) + 1)
+        for capacity in (max(least, self._capacity), least):
+            if self._num_slots(capacity) > len(self._rows):
+                # Twice as many at a time: memory is taken for the rows that come, not for those that could.
+                self._reshape(min(self._num_slots(capacity), max(4, 2 * len(self._rows))), capacity)
+                return True
+        return False
+
+    def _reshape(self, num_slots: int, capacity: int) -> None:
+        """Rows in work are kept, and of the others as many as fit, the latest first."""
+        closed = (slot for slot, row in enumerate(self._rows) if row is None and self._prefixes.holds(slot))
+        working = [slot for slot, row in enumerate(self._rows) if row is not None]
+        latest = sorted(closed, key=lambda slot: -self._closed_at.get(slot, -1))
+        kept = sorted([*working, *latest][:num_slots])
+        common = min(capacity, self._capacity)
+        for parts in (self._keys, self._values):
+            for layer, part in enumerate(parts):
+                parts[layer] = part.new_zeros(num_slots, part.shape[1], capacity, part.shape[3])
+                parts[layer][: len(kept), :, :common] = part[kept, :, :common]
+        rows = [self._rows[slot] for slot in kept]
+        self._rows = [*rows, *([None] * (num_slots - len(kept)))]
+        for slot, row in enumerate(rows):
+            if row is not None:
+                row.slot = slot
+        self._closed_at = {new: self._closed_at[old] for new, old in enumerate(kept) if old in self._closed_at}
+        self._prefixes.move({old: new for new, old in enumerate(kept)}, max_tokens=capacity - self._num_virtual)
+        self._capacity = capacity
+
+    def _copy(self, source: int, target: int, length: int) -> None:
+        for part in (*self._keys, *self._values):
+            part[target, :, :length] = part[source, :, :length]
+
+    def _write_virtual(self, slot: int) -> None:
+        if not self._num_virtual:
+            return
+        for parts, virtual in ((self._keys, 0), (self._values, 1)):
+            for part, pair in zip(parts, self._virtual, strict=True):
+                part[slot, :, : self._num_virtual] = pair[virtual][0]
+
+
+def slotted_batch(model: Any, *, max_rows: int, max_length: int, max_bytes: int) -> SlottedBatch | None:
+    """Slots for a model, or None where its attention is of another kind.
+
+    That is not only asked of its class but tried: some tokens are read by the model as it is, and in slots.
+    """
+    layers = DynamicCache(config=model.config).layers
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    known = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    if not (takes_positions and known and layers and model._supports_attention_backend):
+        return None
+    implementation = model.config._attn_implementation
+    windows = [getattr(layer, "sliding_window", None) for layer in layers]
+    with torch.inference_mode():
+        num_tokens = min(_PROBE_TOKENS, max_length)
+        ids = [1 + token % (model.get_input_embeddings().num_embeddings - 1) for token in range(num_tokens)]
+        expected_TV = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0].float()
+        try:
+            make = partial(
+                SlottedBatch,
+                model,
+                _virtual_tokens(model),
+                windows,
+                max_rows=max_rows,
+                max_length=max_length,
+                max_bytes=max_bytes,
+            )
+            difference = _difference(make(), ids, expected_TV)
+        except Exception as error:
+            difference = str(error) or type(error).__name__
+    if difference is None:
+        return make()
+    logger.info("%s is decoded in padded rows, not in slots: %s", type(model).__name__, difference)
+    model.set_attn_implementation(implementation)
+    return None
+
+
+def _virtual_tokens(model: Any) -> list[tuple[Tensor, Tensor]]:
+    """Per layer their keys and values; also where there are none, for the sizes."""
+    cache, num_virtual = DynamicCache(config=model.config), num_virtual_tokens(model)
+    model(input_ids=torch.ones(1, 1, dtype=torch.long, device=model.device), past_key_values=cache, use_cache=True)
+    if any(layer.keys.shape[2] != num_virtual + 1 for layer in cache.layers):
+        raise UnsupportedAttention("a sliding window that is shorter than the virtual tokens")
+    return [
+        (layer.keys[:, :, :num_virtual].clone(), layer.values[:, :, :num_virtual].clone()) for layer in cache.layers
+    ]
+
+
+def _difference(batch: SlottedBatch, ids: Sequence[int], expected_TV: Tensor) -> str | None:
+    """How the logits after the last tokens differ in slots, where the others are read in pieces; None where not."""
+    row = batch.open(ids)
+    assert row is not None
+    borders = [0, len(ids) // 2, *range(max(1, len(ids) // 2 + 1, len(ids) - 3), len(ids) + 1)]
+    bound = _TOLERANCE.get(batch.dtype, _HALF_TOLERANCE) * expected_TV.nan_to_num().abs().max().item()
+    for first, last in pairwise(sorted(set(borders))):
+        pieces = [Piece(row, ids[first:last])]
+        batch.make_room(pieces)
+        logits_V = batch.forward(pieces)[0]
+        if not torch.allclose(logits_V, expected_TV[last - 1], rtol=0, atol=bound, equal_nan=True):
+            return f"its logits differ by {(logits_V - expected_TV[last - 1]).abs().max().item():.3g}"
+    return None
