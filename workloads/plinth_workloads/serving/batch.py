@@ -11,6 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from plinth_workloads.serving.engine import CacheUse
+from plinth_workloads.serving.lora_bank import LoraAdapter, LoraBank
 
 
 @dataclass(eq=False)
@@ -21,11 +22,13 @@ class CachedRow:
         length: Tokens of the row whose keys and values are kept.
         slot: Where; the batch's own.
         num_reused: How many of them another row had left there.
+        adapter: With which the row is computed; None for the model as it is.
     """
 
     length: int = 0
     slot: int = -1
     num_reused: int = 0
+    adapter: LoraAdapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,10 @@ class Batch(Protocol):
     max_length: int
     """Most tokens of a row."""
 
-    def open(self, token_ids: Sequence[int]) -> CachedRow | None:
+    adapters: LoraBank | None
+    """With which rows may be computed; None where the batch has no way to do it."""
+
+    def open(self, token_ids: Sequence[int], adapter: LoraAdapter | None = None) -> CachedRow | None:
         """A place for a row that begins with `token_ids`, less than all of which may be there already; None for now."""
 
     def make_room(self, pieces: Sequence[Piece]) -> bool:

@@ -5,6 +5,7 @@ Apart from the engines, so that the app knows none of them and needs neither tor
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 FinishReason = Literal["stop", "length"]
@@ -46,10 +47,11 @@ class SamplingParameters:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt and what to do with it."""
+    """One prompt and what to do with it; `adapter` is the name of one that is attached, None for the model as it is."""
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParameters
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,10 @@ class InvalidParameter(ValueError):
         self.param = param
 
 
+class UnknownAdapter(Exception):
+    """No adapter of that name is attached."""
+
+
 class EngineOverloaded(Exception):
     """As many requests wait as may; try again later."""
 
@@ -180,6 +186,7 @@ class Engine(Protocol):
             InvalidPrompt: The prompt has ids that the model does not know.
             InvalidParameter: The bias has.
             ContextLengthExceeded: Prompt and max_tokens do not fit.
+            UnknownAdapter: No adapter has the name that is asked for.
             EngineOverloaded: The queue is full.
             GenerationFailed: The model failed on this request; the engine goes on with the others.
         """
@@ -189,6 +196,18 @@ class Engine(Protocol):
 
     async def stop(self) -> None:
         """Give everything back; requests that still run fail."""
+
+    async def attach_adapter(self, name: str, folder: Path) -> None:
+        """Answer requests for `name` with the adapter of a PEFT folder, in place of one that had the name before.
+
+        Those that are being answered go on, with the adapter that they began with.
+
+        Raises:
+            UserError: ModelLoadFailed where it is damaged, for another model, or of a kind that is not served so.
+        """
+
+    async def detach_adapter(self, name: str) -> None:
+        """Answer no new requests for `name`."""
 
     async def check_health(self) -> None:
         """Return once a token was really produced.

@@ -17,6 +17,7 @@ from plinth_workloads.serving.engine import (
     ScoredToken,
     TokenDelta,
 )
+from plinth_workloads.serving.lora_bank import LoraAdapter
 from plinth_workloads.serving.penalties import Penalties
 from plinth_workloads.serving.sampling import TokenScore
 from plinth_workloads.serving.text_stream import IncrementalDetokenizer, StopStrings
@@ -27,6 +28,7 @@ class Row:
 
     Attributes:
         token_ids: Of the prompt and of what was made so far.
+        adapter: With which it is computed.
         cached: Where the keys and values of its first tokens are; None while it waits.
         deltas: What the client is told.
         cancelled: Whether nobody waits for it any more.
@@ -34,8 +36,9 @@ class Row:
         spoiled: Whether its keys and values may hold what is not a number.
     """
 
-    def __init__(self, request: GenerationRequest, tokenizer: Any) -> None:
+    def __init__(self, request: GenerationRequest, tokenizer: Any, adapter: LoraAdapter | None = None) -> None:
         self.token_ids = list(request.prompt_ids)
+        self.adapter = adapter
         self.cached: CachedRow | None = None
         self.sampling = request.sampling
         self.deltas: asyncio.Queue[TokenDelta | GenerationFailed] = asyncio.Queue()

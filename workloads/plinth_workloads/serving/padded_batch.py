@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from plinth_workloads.models.virtual_tokens import num_virtual_tokens
 from plinth_workloads.serving.batch import CachedRow, Piece
 from plinth_workloads.serving.engine import CacheUse
+from plinth_workloads.serving.lora_bank import LoraAdapter, LoraBank
 
 
 class PaddedBatch:
@@ -31,6 +32,7 @@ class PaddedBatch:
     """
 
     reads_in_pieces = False
+    adapters: LoraBank | None = None
 
     def __init__(self, model: Any, *, max_rows: int, max_length: int) -> None:
         self._model, self._max_rows = model, max_rows
@@ -47,7 +49,7 @@ class PaddedBatch:
         self._open: set[CachedRow] = set()
         self._forget_all()
 
-    def open(self, token_ids: Sequence[int]) -> CachedRow | None:
+    def open(self, token_ids: Sequence[int], adapter: LoraAdapter | None = None) -> CachedRow | None:
         """See Batch."""
         if len(self._open) == self._max_rows:
             return None

@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from plinth_workloads.models.virtual_tokens import num_virtual_tokens, without_virtual_tokens
 from plinth_workloads.serving.batch import CachedRow, Piece
 from plinth_workloads.serving.engine import CacheUse
+from plinth_workloads.serving.lora_bank import LoraAdapter, LoraBank
 from plinth_workloads.serving.prefix_index import PrefixIndex
 from plinth_workloads.serving.slot_attention import ATTENTION, SlotStep, UnsupportedAttention
 
@@ -67,6 +68,7 @@ class SlottedBatch:
         self._longest = self._num_virtual + max_length
         self._max_positions = max(max_bytes // position_bytes, self._longest)
         self._takes_kept = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.adapters: LoraBank | None = LoraBank(model)
         self._prompt_tokens, self._reused_tokens = 0, 0
         # transformers takes a mask of four dimensions for a finished one; without, it would make one in every step.
         self._no_mask = torch.zeros(1, 1, 1, 1, device=model.device)
@@ -90,12 +92,13 @@ class SlottedBatch:
         self._closed_at: dict[int, int] = {}
         self._clock = count()
 
-    def open(self, token_ids: Sequence[int]) -> CachedRow | None:
+    def open(self, token_ids: Sequence[int], adapter: LoraAdapter | None = None) -> CachedRow | None:
         """See Batch."""
         if None not in self._rows and not self._widen(len(token_ids)):
             return None
         # At least one token is read, as its logits are asked for.
-        sources, num_reused = self._prefixes.find(token_ids[: len(token_ids) - 1])
+        salt = adapter.salt if adapter else ""
+        sources, num_reused = self._prefixes.find(token_ids[: len(token_ids) - 1], salt)
         free = [slot for slot, row in enumerate(self._rows) if row is None]
         slot = next((slot for slot in free if slot in sources), None)
         if slot is None:
@@ -104,11 +107,11 @@ class SlottedBatch:
                 self._copy(min(sources), slot, self._num_virtual + num_reused)
             else:
                 self._write_virtual(slot)
-        self._prefixes.begin(slot)
+        self._prefixes.begin(slot, salt)
         self._prefixes.extend(slot, token_ids[:num_reused])
         self._prompt_tokens += len(token_ids)
         self._reused_tokens += num_reused
-        row = self._rows[slot] = CachedRow(length=num_reused, slot=slot, num_reused=num_reused)
+        row = self._rows[slot] = CachedRow(length=num_reused, slot=slot, num_reused=num_reused, adapter=adapter)
         return row
 
     def make_room(self, pieces: Sequence[Piece]) -> bool:
@@ -159,7 +162,9 @@ class SlottedBatch:
         ids_1N = torch.tensor([[token for piece in pieces for token in piece.token_ids]], device=device)
         last_R = torch.tensor([len(piece.token_ids) for piece in pieces], device=device).cumsum(0) - 1
         kept: dict[str, Any] = {"logits_to_keep": last_R} if self._takes_kept else {}
-        with without_virtual_tokens(self._model):
+        assert self.adapters is not None
+        adapters = [(piece.row.adapter, len(piece.token_ids)) for piece in pieces]
+        with without_virtual_tokens(self._model), self.adapters.using(adapters):
             output = self._model(
                 input_ids=ids_1N,
                 attention_mask=self._no_mask,

@@ -240,7 +240,7 @@ async def test_an_engine_that_hangs_is_not_healthy(monkeypatch):
         def hang():
             time.sleep(0.5)
 
-        monkeypatch.setattr(engine, "_admit", hang)
+        monkeypatch.setattr(engine._worker, "_admit", hang)
         with pytest.raises(GenerationFailed, match="no token within"):
             await engine.check_health()
 

@@ -1,0 +1,180 @@
+"""Adapters by request: each row says what the model with its adapter merged in says, whatever is decoded beside it."""
+
+import asyncio
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
+
+from plinth_workloads.errors import UserError
+from plinth_workloads.serving.engine import UnknownAdapter
+from plinth_workloads.serving.lora_bank import load_lora
+from unit.plinth_workloads.serving.tiny_model import collect, greedy_text, make_model, make_request, running_engine
+
+pytestmark = pytest.mark.anyio
+
+PROMPTS = ["a", "the quick brown fox", "def f(x):\n    return", "0123456789" * 4]
+CONFIGS = {
+    "one": LoraConfig(r=4, lora_alpha=16, target_modules="all-linear"),
+    "two": LoraConfig(r=2, lora_alpha=8, target_modules=["q_proj", "down_proj"], use_rslora=True),
+    "three": LoraConfig(
+        r=8,
+        lora_alpha=16,
+        target_modules=["k_proj", "v_proj"],
+        rank_pattern={"v_proj": 3},
+        alpha_pattern={"v_proj": 32},
+    ),
+}
+
+
+def make_adapted(seed, config):
+    """A model with an adapter that changes much of what it says."""
+    adapted = get_peft_model(make_model(), config)
+    torch.manual_seed(seed)
+    for name, weight in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    return adapted
+
+
+@pytest.fixture
+def adapters(tmp_path):
+    """Folders and what the merged models are."""
+    made = {}
+    for seed, (name, config) in enumerate(CONFIGS.items()):
+        adapted = make_adapted(seed, config)
+        adapted.save_pretrained(tmp_path / name)
+        made[name] = (tmp_path / name, adapted.merge_and_unload())
+    return made
+
+
+async def ask(engine, prompt, adapter, max_tokens=24):
+    request = make_request(prompt, max_tokens=max_tokens)
+    text, _ = await collect(engine, type(request)(request.prompt_ids, request.sampling, adapter))
+    return text
+
+
+@pytest.mark.parametrize("max_step_tokens", [8, 128])
+async def test_each_request_is_answered_with_its_own_adapter(adapters, max_step_tokens):
+    models = {None: make_model(), **{name: merged for name, (_, merged) in adapters.items()}}
+    wanted = [(prompt, name) for prompt in PROMPTS for name in models]
+    async with running_engine(max_step_tokens=max_step_tokens, max_batch_size=9) as engine:
+        for name, (folder, _) in adapters.items():
+            await engine.attach_adapter(name, folder)
+        said = await asyncio.gather(*(ask(engine, prompt, name) for prompt, name in wanted))
+        alone = [await ask(engine, prompt, name) for prompt, name in wanted]
+
+    expected = [greedy_text(models[name], prompt, 24) for prompt, name in wanted]
+    assert said == alone == expected
+    assert len({greedy_text(model, PROMPTS[1], 24) for model in models.values()}) == len(models)
+
+
+async def test_one_adapter_does_not_take_another_ones_beginning(adapters):
+    prompt = PROMPTS[3]
+    async with running_engine() as engine:
+        await engine.attach_adapter("one", adapters["one"][0])
+        await ask(engine, prompt, None)
+        before = engine.stats().cache.reused_tokens
+        text = await ask(engine, prompt, "one")
+        between = engine.stats().cache.reused_tokens
+        again = await ask(engine, prompt, "one")
+        after = engine.stats().cache.reused_tokens
+
+    assert text == again == greedy_text(adapters["one"][1], prompt, 24)
+    assert (between - before, after - between) == (0, len(prompt) // 16 * 16)
+
+
+async def test_an_adapter_comes_changes_and_goes_while_others_are_answered(adapters):
+    model = make_model(end_ids=None)
+    async with running_engine(model) as engine:
+        others = asyncio.create_task(ask(engine, "abc", None, max_tokens=100))
+        await engine.attach_adapter("mine", adapters["one"][0])
+        first = asyncio.create_task(ask(engine, "abc", "mine", max_tokens=60))
+        while engine.stats().running < 2:
+            await asyncio.sleep(0.001)
+        await engine.attach_adapter("mine", adapters["two"][0])
+        second = await ask(engine, "abc", "mine")
+        await engine.detach_adapter("mine")
+        with pytest.raises(UnknownAdapter):
+            await ask(engine, "abc", "mine")
+        texts = await asyncio.gather(others, first)
+
+    for _, merged in adapters.values():
+        merged.generation_config.eos_token_id = None
+    assert texts[0] == greedy_text(model, "abc", 100)
+    assert texts[1] == greedy_text(adapters["one"][1], "abc", 60)  # it went on with the adapter that it began with
+    assert second == greedy_text(adapters["two"][1], "abc", 24)
+
+
+async def test_places_of_adapters_that_went_are_used_again(adapters):
+    async with running_engine() as engine:
+        for _ in range(20):
+            for name, (folder, _) in adapters.items():
+                await engine.attach_adapter(name, folder)
+            await engine.detach_adapter("one")
+        bank = engine._batch.adapters
+        assert bank._num <= 8
+        assert await ask(engine, "abc", "two") == greedy_text(adapters["two"][1], "abc", 24)
+
+
+def change(folder, file, edit):
+    path = folder / file
+    if file.endswith(".json"):
+        config = json.loads(path.read_text())
+        edit(config)
+        path.write_text(json.dumps(config))
+    else:
+        tensors = load_file(path)
+        edit(tensors)
+        save_file(tensors, path)
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "message"),
+    [
+        ("adapter_config.json", lambda config: config.update(peft_type="IA3"), "IA3 is not served beside others"),
+        ("adapter_config.json", lambda config: config.update(use_dora=True), "LORA with use_dora is not served beside"),
+        (
+            "adapter_model.safetensors",
+            lambda tensors: tensors.update(
+                {key.replace("q_proj", "qkv"): tensors[key].clone() for key in list(tensors)}
+            ),
+            r"is for another model: no linear layer model\.layers\.0\.self_attn\.qkv",
+        ),
+        (
+            "adapter_model.safetensors",
+            lambda tensors: tensors.update({key: torch.zeros(2, 7) for key in tensors if "q_proj.lora_A" in key}),
+            r"is for another model: model\.layers\.0\.self_attn\.q_proj has another size",
+        ),
+        (
+            "adapter_model.safetensors",
+            lambda tensors: tensors.update({"base_model.model.lm_head.weight": torch.zeros(1)}),
+            r"lm_head\.weight is no part of a LoRA of linear layers",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_place(adapters, file, edit, message):
+    folder = adapters["two"][0]
+    change(folder, file, edit)
+    with pytest.raises(UserError, match=message):
+        load_lora(folder, make_model())
+
+
+def test_damaged_files_are_refused(adapters):
+    folder = adapters["two"][0]
+    (folder / "adapter_model.safetensors").write_bytes(b"\x10\x00")
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors cannot be read"):
+        load_lora(folder, make_model())
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(UserError, match="is no adapter"):
+        load_lora(folder, make_model())
+
+
+async def test_a_model_in_padded_rows_takes_no_adapter_and_says_so(adapters, monkeypatch):
+    model = make_model()
+    monkeypatch.setattr(type(model), "_supports_attention_backend", False)
+    async with running_engine(model) as engine:
+        with pytest.raises(UserError, match="no adapters are served beside a llama; serve it as"):
+            await engine.attach_adapter("one", adapters["one"][0])
