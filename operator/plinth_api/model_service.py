@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from plinth_api.base import ApiModel, LongText, Name, ObjectMeta, ObjectName, Rule, SecretRef
+from plinth_api.base import ApiModel, LongText, Name, ObjectMeta, ObjectName, Quantity, Rule, SecretRef
 from plinth_api.common import ModelRef, PodOptions, Resources, Uri
 from plinth_api.job import name_rules
 from plinth_api.status import ServiceStatus
@@ -124,6 +124,30 @@ class Access(ApiModel):
     ingress: Ingress | None = Field(default=None, description="ingress makes the service reachable from outside.")
 
 
+class Limits(ApiModel):
+    """What one request may ask for; a change counts in place, without new replicas."""
+
+    max_body_bytes: Quantity = Field(
+        default="4Mi", description="maxBodyBytes of a request's body, 1Ki to 1Gi; a larger one is refused with 413."
+    )
+    max_prompt_tokens: int | None = Field(
+        default=None, ge=1, description="maxPromptTokens of a prompt; a longer one is refused. Default: the context's."
+    )
+    max_output_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="maxOutputTokens of an answer: what a chat gets that does not say; asking for more is refused. "
+        "Default: the context's.",
+    )
+    request_timeout_seconds: int = Field(
+        default=600,
+        ge=1,
+        le=86400,
+        description="requestTimeoutSeconds of a request, waiting included; one that takes longer ends with 504, or "
+        "with an error in its stream.",
+    )
+
+
 class ModelServiceSpec(ApiModel):
     """Which model to serve, with what, and how it scales and changes."""
 
@@ -142,6 +166,7 @@ class ModelServiceSpec(ApiModel):
     scaling: Scaling = Field(default=Scaling(), description="scaling of the replicas.")
     rollout: Rollout = Field(default=Rollout(), description="rollout of changes.")
     access: Access = Field(default=Access(), description="access to the service.")
+    limits: Limits = Field(default=Limits(), description="limits of each request.")
 
 
 class ModelService(ApiModel):

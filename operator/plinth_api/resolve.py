@@ -13,7 +13,7 @@ from plinth_api.adaptation import Full, Method
 from plinth_api.common import Compute, DataSource
 from plinth_api.errors import InvalidSpec, Problem
 from plinth_api.fine_tune_job import FineTuneJob
-from plinth_api.model_service import ModelService
+from plinth_api.model_service import Limits, ModelService
 from plinth_api.objective_rules import facts_of, metrics_of, objective_of, packs_rows, teacher_of
 from plinth_api.parse import Job, Resource
 from plinth_api.pretrain_job import PretrainJob, PretrainModel
@@ -30,6 +30,7 @@ from plinth_api.run import (
     RunTraining,
     RunWatchdog,
     RunWorkers,
+    ServeLimits,
     ServeModel,
     ServeRun,
     ServeScaling,
@@ -145,7 +146,11 @@ def resolve_serve_run(service: ModelService, settings: ResolveSettings, versions
     return ServeRun(
         name=service.metadata.name,
         engine="torch",
-        model=ServeModel(uri=_resolve_model_uri(spec.model.uri, settings, versions), prompt=spec.prompt),
+        model=ServeModel(
+            uri=_resolve_model_uri(spec.model.uri, settings, versions),
+            prompt=spec.prompt,
+            limits=_resolve_limits(spec.limits),
+        ),
         tracking_uri=settings.tracking_uri,
         gpus=spec.compute.per_replica.gpus,
         cpus=parse_quantity(spec.compute.per_replica.cpus),
@@ -157,6 +162,10 @@ def resolve_serve_run(service: ModelService, settings: ResolveSettings, versions
         api_keys_dir=settings.api_keys_dir if spec.access.api_key_secret_ref else None,
         work_dir=settings.work_dir,
     )
+
+
+def _resolve_limits(limits: Limits) -> ServeLimits:
+    return ServeLimits(**{**dict(limits), "max_body_bytes": int(parse_quantity(limits.max_body_bytes))})
 
 
 def _resolve_model_uri(uri: str, settings: ResolveSettings, versions: Mapping[str, str]) -> str:

@@ -188,11 +188,21 @@ class TrainRun(ApiModel):
         return method.to_wire()
 
 
+class ServeLimits(ApiModel):
+    """What one request may ask for; None for no limit but the model's context."""
+
+    max_body_bytes: int = 4 * 2**20
+    max_prompt_tokens: int | None = None
+    max_output_tokens: int | None = None
+    request_timeout_seconds: int = 600
+
+
 class ServeModel(ApiModel):
-    """The model version in use: the part of a service that changes in place (Ray Serve's user_config)."""
+    """The model version in use and its limits: the part of a service that changes in place (Serve's user_config)."""
 
     uri: str = Field(description="uri with the alias replaced by a version.")
     prompt: PromptTemplate | None = None
+    limits: ServeLimits = ServeLimits()
 
     @property
     def prompt_hash(self) -> str:

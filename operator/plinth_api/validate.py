@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator
 from plinth_api.common import Compute, GateRule, Parallelism
 from plinth_api.errors import Problem
 from plinth_api.fine_tune_job import FineTuneJob
-from plinth_api.model_service import ModelService
+from plinth_api.model_service import Limits, ModelService
 from plinth_api.objective_rules import known_metrics, metrics_of, objective_of, objective_problems, teacher_of
 from plinth_api.parse import Job
 from plinth_api.pretrain_job import PretrainJob
+from plinth_api.quantity import parse_quantity
 from plinth_api.task_rules import task_of, task_problems
 from plinth_api.uris import OBJECT_STORES, holds_password, is_registry_uri, scheme_of
 
@@ -47,7 +48,15 @@ def job_problems(job: Job) -> list[Problem]:
 
 def service_problems(service: ModelService) -> list[Problem]:
     """Every conflict in a service's spec."""
-    return list(_model_uri_problems("spec.model.uri", service.spec.model.uri))
+    return [
+        *_model_uri_problems("spec.model.uri", service.spec.model.uri),
+        *_limit_problems(service.spec.limits),
+    ]
+
+
+def _limit_problems(limits: Limits) -> Iterator[Problem]:
+    if not 2**10 <= parse_quantity(limits.max_body_bytes) <= 2**30:
+        yield Problem("spec.limits.maxBodyBytes", f"{limits.max_body_bytes} must be 1Ki to 1Gi")
 
 
 def _parallelism_problems(compute: Compute, optimizer: str) -> Iterator[Problem]:

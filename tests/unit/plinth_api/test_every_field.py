@@ -41,6 +41,7 @@ SAMPLES: dict[str, Any] = {
     "spec.evaluation.gate[].metric": "loss",
     "spec.evaluation.gate[].betterThan": "models:/other/1",
     "spec.scaling.minReplicas": 2,
+    "spec.limits.maxBodyBytes": "1Mi",
 }
 """Values for fields where one made from the schema would contradict another field."""
 

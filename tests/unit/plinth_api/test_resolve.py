@@ -27,7 +27,7 @@ from plinth_api.resolve import (
     resolve_workers,
     spec_hash,
 )
-from plinth_api.run import TrainRun
+from plinth_api.run import ServeLimits, TrainRun
 
 CLUSTER = make_resolve_settings(registry_prefix="team-a.", run_id="r1", tags={"plinth.cluster": "c"})
 
@@ -255,13 +255,29 @@ def test_service():
         "version": 1,
         "name": "tiny",
         "engine": "torch",
-        "model": {"uri": "models:/a.tiny-chat/2"},
+        "model": {
+            "uri": "models:/a.tiny-chat/2",
+            "limits": {"maxBodyBytes": 4 * 2**20, "requestTimeoutSeconds": 600},
+        },
         "trackingUri": "http://mlflow",
         "gpus": 1,
         "cpus": 2.5,
         "scaling": {"minReplicas": 1, "maxReplicas": 3, "targetOngoingRequests": 16},
         "workDir": "/work",
     }
+
+
+def test_limits_of_a_service_are_numbers_and_the_same_where_none_are_given():
+    def limits_of(**changes):
+        return resolve_serve_run(
+            make_model_service(model={"uri": "models:/tiny/1"}, **changes), make_resolve_settings(), {}
+        ).model.limits
+
+    assert limits_of() == ServeLimits()
+    assert limits_of(limits={"maxBodyBytes": "2k"}).max_body_bytes == 2000
+    assert limits_of(limits={"maxBodyBytes": 2048}).max_body_bytes == 2048
+    given = {"maxPromptTokens": 1, "maxOutputTokens": 2, "requestTimeoutSeconds": 3}
+    assert limits_of(limits=given).to_wire() == {"maxBodyBytes": 4194304, **given}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,9 @@ from plinth_workloads.serving.engine import (
     InvalidParameter,
     InvalidPrompt,
 )
+from plinth_workloads.serving.limits import RequestTimedOut
 from plinth_workloads.serving.protocol import ErrorBody, ErrorDetail
+from plinth_workloads.serving.request_ids import request_id
 from plinth_workloads.serving.served_model import ModelNotReady
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,28 @@ def wrong_key() -> ApiError:
     return ApiError(401, detail, {"WWW-Authenticate": "Bearer"})
 
 
+def body_too_large(most_bytes: int) -> ApiError:
+    """The answer to a request whose body has more bytes than it may."""
+    message = f"the request's body is larger than the {most_bytes} bytes that this service takes; send less at once"
+    return ApiError(413, ErrorDetail(message=message, type=_INVALID, code="body_too_large"))
+
+
+def body_too_slow() -> ApiError:
+    """The answer to a request whose body did not come in time."""
+    message = "the request's body did not come in time; send it again, without a pause"
+    return ApiError(408, ErrorDetail(message=message, type=_INVALID, code="body_too_slow"))
+
+
+def logged_api_error_from(error: Exception) -> ApiError:
+    """As `api_error_from`; a failure of ours is logged with the request's id."""
+    answer = api_error_from(error)
+    if answer.detail.code is None and answer.status >= 500:
+        logger.error("request %s failed", request_id(), exc_info=error)
+    elif answer.status >= 500 and not isinstance(error, ModelNotReady):
+        logger.error("request %s failed: %s", request_id(), answer.detail.message)
+    return answer
+
+
 def api_error_from(error: Exception) -> ApiError:
     """The answer to a request that ended in `error`."""
     match error:
@@ -72,9 +96,12 @@ def api_error_from(error: Exception) -> ApiError:
             return _api_error(503, error, _SERVER, "model_not_ready", retry_after_seconds=5)
         case GenerationFailed():
             return _api_error(500, error, _SERVER, "generation_failed")
+        case RequestTimedOut():
+            # OpenAI's clients would try twice more, each time as long.
+            detail = ErrorDetail(message=str(error), type=_SERVER, code="request_timeout")
+            return ApiError(504, detail, {"X-Should-Retry": "false"})
         case HTTPException():
             return ApiError(error.status_code, ErrorDetail(message=str(error.detail), type=_INVALID))
-    logger.error("a request failed", exc_info=error)
     return ApiError(500, ErrorDetail(message="the server failed; its log says why", type=_SERVER))
 
 

@@ -85,15 +85,16 @@ class Replica:
         self._run = ServeRun.model_validate(run)
         self._served = ServedModel(partial(_make_engine, self._run))
         keys = ApiKeys(Path(self._run.api_keys_dir)) if self._run.api_keys_dir else None
-        self.asgi = build_asgi(self._served, name=self._run.name, keys=keys)
+        self.asgi = build_asgi(self._served, name=self._run.name, keys=keys, front_repeats_ids=True)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Serve a version, a ServeModel in wire form.
+        """Serve a version within limits, a ServeModel in wire form.
 
         Returns while the version loads: the old one answers until then, and the first replica tells its progress on
         /health. A replica that is added to others waits instead, as Serve sends it requests once this returns.
         """
         is_first_load, wanted = self._served.target_uri == "", ServeModel.model_validate(user_config)
+        self._served.limits = wanted.limits
         self._served.set_target(wanted.uri, wanted.prompt)
         if is_first_load and await asyncio.to_thread(_others_are_running):
             await self._served.wait_loaded()

@@ -1,35 +1,36 @@
 """The OpenAI-compatible HTTP application over a served model; runs under any ASGI server, knows neither Ray nor torch.
 
-Enters: HTTP. Leaves: /v1/models, /v1/completions and /v1/chat/completions for clients, /health for probes, /-/state for
-the operator.
+Enters: HTTP. Leaves: /v1/models, /v1/completions and /v1/chat/completions for clients, and what
+probes.py answers beside them.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from plinth_api.service_state import STATE_PATH, ServiceState
 from plinth_workloads.serving.answers import Answer, ChatAnswer, CompletionAnswer, WholeChoice
-from plinth_workloads.serving.api_errors import api_error_from, unknown_model
+from plinth_workloads.serving.api_errors import logged_api_error_from, unknown_model
 from plinth_workloads.serving.api_keys import ApiKeys, RequireKey
-from plinth_workloads.serving.choices import Body, UsageCount, generate_choices
+from plinth_workloads.serving.body_limit import LimitBody
+from plinth_workloads.serving.choices import Body, Deltas, UsageCount, generate_choices
 from plinth_workloads.serving.engine import (
     EngineOverloaded,
-    EngineStats,
     GenerationFailed,
     InvalidParameter,
     InvalidPrompt,
     TokenDelta,
 )
+from plinth_workloads.serving.limits import RequestTimedOut, within
+from plinth_workloads.serving.metrics import MODEL_NAME, CountAnswers, ServiceMetrics
+from plinth_workloads.serving.probes import PROBE_PATHS, add_probes
 from plinth_workloads.serving.protocol import (
     ChatBody,
     CompletionBody,
@@ -38,13 +39,16 @@ from plinth_workloads.serving.protocol import (
     ModelList,
     now_seconds,
 )
+from plinth_workloads.serving.request_ids import RequestIds, request_id
 from plinth_workloads.serving.served_model import ModelNotReady, ServedModel
 
 logger = logging.getLogger(__name__)
 
-HEALTH_PATH = "/health"
 _CLIENT_CLOSED_REQUEST = 499
 """What nginx logs for a client that did not wait; nobody reads the answer."""
+
+_LAST_EVENT_SECONDS = 1.0
+"""For a client to take the event that its request has timed out."""
 
 _ANSWERED_ERRORS = (
     EngineOverloaded,
@@ -53,19 +57,12 @@ _ANSWERED_ERRORS = (
     InvalidParameter,
     InvalidPrompt,
     ModelNotReady,
+    RequestTimedOut,
     RequestValidationError,
     Exception,
 )
 
 _Result = TypeVar("_Result")
-Deltas = AsyncGenerator[tuple[int, TokenDelta], None]
-
-
-@dataclass
-class _Counters:
-    requests: int = 0
-    errors: int = 0
-    tokens: int = 0
 
 
 class _ClientGone(Exception):
@@ -73,31 +70,40 @@ class _ClientGone(Exception):
 
 
 class _EventStream(StreamingResponse):
-    """Server-sent events; what they are made from is closed however the response ends."""
+    """Server-sent events, given up at `deadline`; what they are made from is closed however the response ends."""
 
-    def __init__(self, events: AsyncIterator[str], deltas: Deltas) -> None:
+    def __init__(self, events: AsyncIterator[str], deltas: Deltas, *, deadline: float) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
-        self._deltas = deltas
+        self._deltas, self._deadline = deltas, deadline
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            async with asyncio.timeout_at(self._deadline) as patience:
+                await super().__call__(scope, receive, send)
+        except TimeoutError:
+            if not patience.expired():
+                raise
+            logger.warning("request %s: its client has not read the answer in time", request_id())
         finally:
             await self._deltas.aclose()
 
 
-def build_asgi(served: ServedModel, *, name: str, keys: ApiKeys | None = None) -> FastAPI:
+def build_asgi(
+    served: ServedModel, *, name: str, keys: ApiKeys | None = None, front_repeats_ids: bool = False
+) -> ASGIApp:
     """The application that answers for `served` under the model name `name`.
 
     Args:
         served: The version in use.
         name: By which clients ask for it.
-        keys: What opens everything but health and state; None for everybody.
+        keys: What opens everything but health, metrics and state; None for everybody.
+        front_repeats_ids: As for RequestIds.
     """
     app = FastAPI(title=name, openapi_url=None)
+    app.add_middleware(LimitBody, limits=lambda: served.limits)
     if keys is not None:
-        app.add_middleware(RequireKey, keys=keys, open_paths=frozenset({HEALTH_PATH, STATE_PATH}))
-    counters = _Counters()
+        app.add_middleware(RequireKey, keys=keys, open_paths=PROBE_PATHS)
+    metrics = ServiceMetrics(name, stats=lambda: served.engine.stats() if served.engine else None)
     created = now_seconds()
 
     def model_card() -> ModelCard:
@@ -117,59 +123,49 @@ def build_asgi(served: ServedModel, *, name: str, keys: ApiKeys | None = None) -
     @app.post("/v1/completions")
     async def complete(body: CompletionBody, request: Request) -> Response:
         answer = CompletionAnswer(name, with_logprobs=body.num_logprobs is not None)
-        return await _answer(served, name, counters, body, answer, request)
+        return await _answer(served, name, metrics, body, answer, request)
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
         answer = ChatAnswer(name, with_logprobs=body.num_logprobs is not None)
-        return await _answer(served, name, counters, body, answer, request)
+        return await _answer(served, name, metrics, body, answer, request)
 
-    @app.get(HEALTH_PATH)
-    async def health() -> JSONResponse:
-        return await _health(served)
+    add_probes(app, served, name=name, metrics=metrics, keys=keys)
+    _add_error_handlers(app)
+    endpoints = {path for route in app.routes if (path := getattr(route, "path", "")).startswith("/v1/")}
+    counted = CountAnswers(app, metrics=metrics, endpoints=endpoints, unseen=PROBE_PATHS)
+    return RequestIds(counted, front_repeats_ids=front_repeats_ids)
 
-    @app.get(STATE_PATH)
-    async def state() -> JSONResponse:
-        return JSONResponse(_state(served, name, counters, keys).to_wire())
 
-    @app.exception_handler(_ClientGone)
-    async def forget(request: Request, error: Exception) -> Response:
-        return Response(status_code=_CLIENT_CLOSED_REQUEST)
-
+def _add_error_handlers(app: FastAPI) -> None:
+    app.add_exception_handler(_ClientGone, _forget)
     for kind in _ANSWERED_ERRORS:
         app.add_exception_handler(kind, _answer_error)
-    return app
+
+
+async def _forget(request: Request, error: Exception) -> Response:
+    return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
-    return api_error_from(error).to_response()
+    return logged_api_error_from(error).to_response()
 
 
 async def _answer(
-    served: ServedModel, name: str, counters: _Counters, body: Body, answer: Answer, request: Request
+    served: ServedModel, name: str, metrics: ServiceMetrics, body: Body, answer: Answer, request: Request
 ) -> Response:
     if body.model != name:
         raise unknown_model(body.model, name)
-    counters.requests += 1
-    deltas = _counted(generate_choices(served, body), counters)
+    setattr(request.state, MODEL_NAME, name)
+    seconds = served.limits.request_timeout_seconds
+    deadline = asyncio.get_running_loop().time() + seconds + _LAST_EVENT_SECONDS
+    in_time = within(generate_choices(served, body), seconds=seconds)
+    deltas = metrics.measured(in_time, model_name=name, num_choices=body.n)
     if not body.stream:
         return await _unless_gone(request, _whole_answer(deltas, body, answer))
     # The first piece is awaited before the status is sent, so that a refusal is a status and not an event.
     first = await _unless_gone(request, anext(deltas))
-    return _EventStream(_events(first, deltas, body, answer), deltas)
-
-
-async def _counted(deltas: Deltas, counters: _Counters) -> Deltas:
-    tokens_before: dict[int, int] = {}
-    try:
-        async with aclosing(deltas):
-            async for index, delta in deltas:
-                counters.tokens += delta.num_completion_tokens - tokens_before.get(index, 0)
-                tokens_before[index] = delta.num_completion_tokens
-                yield index, delta
-    except Exception as error:
-        counters.errors += api_error_from(error).status >= 500
-        raise
+    return _EventStream(_events(first, deltas, body, answer), deltas, deadline=deadline)
 
 
 async def _whole_answer(deltas: Deltas, body: Body, answer: Answer) -> Response:
@@ -198,7 +194,7 @@ async def _events(first: tuple[int, TokenDelta], deltas: Deltas, body: Body, ans
         if body.includes_usage:
             yield _event(answer.usage_chunk(count.usage()).model_dump_json())
     except Exception as error:
-        yield _event(ErrorBody(error=api_error_from(error).detail).model_dump_json())
+        yield _event(ErrorBody(error=logged_api_error_from(error).detail).model_dump_json())
     yield _event("[DONE]")
 
 
@@ -230,33 +226,3 @@ async def _unless_gone(request: Request, work: Awaitable[_Result]) -> _Result:
 async def _wait_gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _health(served: ServedModel) -> JSONResponse:
-    try:
-        await served.check_health()
-    except ModelNotReady as error:
-        return JSONResponse({"status": "failed" if error.failed else "loading", "message": str(error)}, 503)
-    except GenerationFailed as error:
-        return JSONResponse({"status": "unhealthy", "message": str(error)}, 503)
-    return JSONResponse({"status": "ok", "message": f"{served.uri} answers"})
-
-
-def _state(served: ServedModel, name: str, counters: _Counters, keys: ApiKeys | None) -> ServiceState:
-    engine = served.engine
-    stats = engine.stats() if engine else EngineStats(running=0, waiting=0)
-    return ServiceState(
-        name=name,
-        model_uri=served.uri,
-        target_uri=served.target_uri,
-        loaded=engine is not None,
-        load_error=served.load_error,
-        prompt_hash=served.prompt_hash,
-        api_keys=None if keys is None else len(keys),
-        context_length=engine.context_length if engine else None,
-        running=stats.running,
-        waiting=stats.waiting,
-        requests=counters.requests,
-        errors=counters.errors,
-        tokens=counters.tokens,
-    )

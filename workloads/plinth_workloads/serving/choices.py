@@ -6,15 +6,15 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from plinth_api.model_service import PromptTemplate
+from plinth_api.run import ServeLimits
 from plinth_workloads.serving.chat_opening import with_opening
 from plinth_workloads.serving.engine import ChatMessage, Engine, GenerationRequest, SamplingParameters, TokenDelta
+from plinth_workloads.serving.limits import check_prompt, max_tokens_of
 from plinth_workloads.serving.protocol import ChatBody, CompletionBody, Usage
 from plinth_workloads.serving.served_model import ServedModel
 
-_DEFAULT_COMPLETION_TOKENS = 16
-"""max_tokens of a completion that does not say; OpenAI's. A chat may fill the context."""
-
 Body = CompletionBody | ChatBody
+Deltas = AsyncGenerator[tuple[int, TokenDelta], None]
 
 
 @dataclass
@@ -40,22 +40,25 @@ class UsageCount:
         return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
-async def generate_choices(served: ServedModel, body: Body) -> AsyncGenerator[tuple[int, TokenDelta], None]:
+async def generate_choices(served: ServedModel, body: Body) -> Deltas:
     """Pieces of all choices as they are made, each with the index of its choice: prompt * n + number.
 
     Closing the generator cancels what still runs. All choices come from the version that was in service at the start.
     """
     with served.lease() as version:
-        requests = await asyncio.to_thread(_requests_of, version.engine, version.prompt, body)
+        requests = await asyncio.to_thread(_requests_of, version.engine, version.prompt, body, served.limits)
         async with aclosing(_merged(version.engine, requests)) as deltas:
             async for index, delta in deltas:
                 yield index, delta
 
 
-def _requests_of(engine: Engine, prompt: PromptTemplate | None, body: Body) -> list[GenerationRequest]:
+def _requests_of(
+    engine: Engine, prompt: PromptTemplate | None, body: Body, limits: ServeLimits
+) -> list[GenerationRequest]:
     requests = []
     for prompt_ids in _prompts_of(engine, prompt, body):
-        max_tokens = _max_tokens_of(body, num_free=max(1, engine.context_length - len(prompt_ids)))
+        check_prompt(limits, len(prompt_ids), param="prompt" if isinstance(body, CompletionBody) else "messages")
+        max_tokens = max_tokens_of(limits, body, num_free=max(1, engine.context_length - len(prompt_ids)))
         for number in range(body.n):
             sampling = SamplingParameters(
                 max_tokens=max_tokens,
@@ -86,15 +89,7 @@ def _prompts_of(engine: Engine, prompt: PromptTemplate | None, body: Body) -> li
     return [tuple(engine.encode_chat(with_opening(prompt, messages)))]
 
 
-def _max_tokens_of(body: Body, *, num_free: int) -> int:
-    if isinstance(body, ChatBody):
-        return body.max_completion_tokens or body.max_tokens or num_free
-    return body.max_tokens or min(_DEFAULT_COMPLETION_TOKENS, num_free)
-
-
-async def _merged(
-    engine: Engine, requests: Sequence[GenerationRequest]
-) -> AsyncGenerator[tuple[int, TokenDelta], None]:
+async def _merged(engine: Engine, requests: Sequence[GenerationRequest]) -> Deltas:
     queue: asyncio.Queue[tuple[int, TokenDelta | Exception]] = asyncio.Queue()
 
     async def pump(index: int, request: GenerationRequest) -> None:

@@ -4,6 +4,7 @@ Enters: JSON bodies. Leaves: typed requests, or a validation error that names th
 served is accepted at a value that changes nothing and refused at any other, so that no wish is silently ignored.
 """
 
+import json
 import time
 import uuid
 from typing import Annotated, Any, Literal, Self
@@ -22,6 +23,7 @@ from pydantic_core import PydanticCustomError
 from plinth_workloads.serving.engine import FinishReason
 
 MAX_CHOICES = 16
+MAX_PROMPTS = 128
 MAX_STOP_STRINGS = 4
 MAX_BIASED_TOKENS = 1024
 MAX_TOP_LOGPROBS = 20
@@ -140,6 +142,21 @@ class GenerationBody(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
+    def _refuse_half_characters(cls, body: Any) -> Any:
+        """JSON can write half of a surrogate pair, which no tokenizer takes and no answer can repeat."""
+        if not isinstance(body, dict):
+            return body
+        try:
+            json.dumps(body, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            text = "has half of a Unicode character, a lone surrogate; leave it out"
+            raise PydanticCustomError("half_character", text) from None
+        except RecursionError:
+            raise PydanticCustomError("too_deep", "is nested too deeply; make it flatter") from None
+        return body
+
+    @model_validator(mode="before")
+    @classmethod
     def _drop_nulls(cls, body: Any) -> Any:
         """OpenAI's clients send null for what is not set."""
         return {key: value for key, value in body.items() if value is not None} if isinstance(body, dict) else body
@@ -162,7 +179,7 @@ class GenerationBody(BaseModel):
 class CompletionBody(GenerationBody):
     """POST /v1/completions."""
 
-    prompt: Annotated[tuple[str | tuple[int, ...], ...], BeforeValidator(_parse_prompt)]
+    prompt: Annotated[tuple[str | tuple[int, ...], ...], BeforeValidator(_parse_prompt), Field(max_length=MAX_PROMPTS)]
     logprobs: Annotated[
         Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None, BeforeValidator(_parse_num_logprobs)
     ] = None

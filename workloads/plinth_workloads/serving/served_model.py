@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import chain, repeat
 
 from plinth_api.model_service import PromptTemplate
+from plinth_api.run import ServeLimits
 from plinth_workloads.errors import UserError
 from plinth_workloads.serving.engine import Engine, GenerationFailed
 
@@ -51,6 +52,7 @@ class ServedModel:
     Attributes:
         target_uri: The version that is wanted.
         load_error: Why it could not be loaded, if so; a version that was in service before stays in service.
+        limits: What a request may ask for, whichever version answers; may be set at any time.
     """
 
     def __init__(self, make_engine: EngineFactory, *, retry_seconds: tuple[float, ...] = _RETRY_SECONDS) -> None:
@@ -64,6 +66,7 @@ class ServedModel:
         self._target_prompt: PromptTemplate | None = None
         self.target_uri = ""
         self.load_error: str | None = None
+        self.limits = ServeLimits()
 
     @property
     def prompt_hash(self) -> str:

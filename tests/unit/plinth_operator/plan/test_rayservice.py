@@ -51,7 +51,17 @@ def test_version_and_scaling_are_no_arguments_which_would_start_new_replicas():
 
 
 def test_the_version_is_pinned_in_user_config():
-    assert deployment_of()["user_config"] == {"uri": "models:/team-a.tiny-chat/3"}
+    assert deployment_of()["user_config"]["uri"] == "models:/team-a.tiny-chat/3"
+
+
+def test_limits_change_in_place():
+    before, after = application_of(), application_of(limits={"maxOutputTokens": 7, "maxBodyBytes": "1Mi"})
+    assert after["args"] == before["args"]
+    assert after["deployments"][0]["user_config"]["limits"] == {
+        "maxBodyBytes": 2**20,
+        "maxOutputTokens": 7,
+        "requestTimeoutSeconds": 600,
+    }
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,9 @@
 """What changes in place is no argument of the replicas, which would be made anew; one replica fills one pod."""
 
+import httpx
 import pytest
 
-from plinth_workloads.serving.app import build_app
+from plinth_workloads.serving.app import Replica, build_app
 
 ARGS = {
     "version": 1,
@@ -22,13 +23,14 @@ def deployment(**args):
 def test_a_model_and_a_scale_may_be_left_to_serve_s_config():
     bound = deployment()
     assert bound.num_replicas == 1
-    assert bound.user_config == {"uri": ""}
+    assert bound.user_config["uri"] == ""
 
 
 @pytest.mark.parametrize(
     "args",
     [
         pytest.param({"model": {"uri": "models:/m/2"}}, id="the model"),
+        pytest.param({"model": {"uri": "", "limits": {"maxBodyBytes": 2048}}}, id="the limits"),
         pytest.param({"scaling": {"minReplicas": 1, "maxReplicas": 4, "targetOngoingRequests": 8}}, id="the scale"),
     ],
 )
@@ -49,3 +51,15 @@ def test_bounds_that_agree_are_a_number():
 @pytest.mark.parametrize(("cpus", "asked"), [(0.0, 1), (0.25, 1), (1.5, 2), (4.0, 4)])
 def test_a_replica_takes_all_that_its_pod_offers(cpus, asked):
     assert deployment(cpus=cpus).ray_actor_options["num_cpus"] == asked
+
+
+@pytest.mark.anyio
+async def test_limits_are_taken_over_by_a_replica_that_answers():
+    replica = Replica({**ARGS, "model": {"uri": "models:/m/1"}})
+    replica._served.target_uri = "models:/m/1"
+    transport = httpx.ASGITransport(app=replica.asgi)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        before = await http.post("/v1/completions", content=b" " * 2000)
+        await replica.reconfigure({"uri": "models:/m/1", "limits": {"maxBodyBytes": 1024}})
+        after = await http.post("/v1/completions", content=b" " * 2000)
+    assert (before.status_code, after.status_code) == (400, 413)

@@ -267,6 +267,19 @@ async def test_health_follows_the_engine():
     assert (health.status_code, health.json()["status"]) == (503, "unhealthy")
 
 
+async def test_the_process_lives_before_it_is_ready_and_is_ready_when_it_is_healthy():
+    engine = FakeEngine()
+    async with service(engine) as (_, http, _):
+        engine.healthy = False
+        not_ready = [(await http.get(f"/health{part}")).status_code for part in ("", "/ready", "/live")]
+        engine.healthy = True
+        answers = [await http.get(f"/health{part}") for part in ("", "/ready", "/live")]
+
+    assert not_ready == [503, 503, 200]
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+    assert answers[0].json() == answers[1].json()
+
+
 async def test_state_counts_requests_and_tokens():
     async with service(tiny()) as (_, http, client):
         await client.completions.create(model="m", prompt="p", max_tokens=5, n=2)
