@@ -5,6 +5,8 @@ import pytest
 from charts import MLFLOW, container, deployment, of_kind, refusal, rendered
 from plinth_operator.constants import UID_LABEL
 from plinth_operator.plan.access import SERVE_PORT
+from plinth_workloads.serving.probes import METRICS_PATH
+from rendering import children_of, make
 
 pytestmark = pytest.mark.integration
 
@@ -130,7 +132,7 @@ def test_prometheus_finds_the_metrics():
     labels = {"release": "prometheus"}
     values = {**MONITORING, "metrics.serviceMonitor": {"enabled": True, "interval": "15s", "labels": labels}}
     documents = rendered({**MLFLOW, **values})
-    (monitor,) = of_kind(documents, "ServiceMonitor")
+    monitor, _ = of_kind(documents, "ServiceMonitor")
     found = [
         service
         for service in of_kind(documents, "Service")
@@ -143,6 +145,23 @@ def test_prometheus_finds_the_metrics():
     assert port["targetPort"] == container(documents)["ports"][0]["name"]
     assert monitor["metadata"]["labels"].items() >= labels.items()
     assert of_kind(rendered(MLFLOW), "ServiceMonitor") == []
+
+
+@pytest.mark.parametrize(
+    ("values", "selector"), [({}, {"any": True}), ({"namespace": "team-a"}, {"matchNames": ["team-a"]})]
+)
+def test_prometheus_finds_each_replica_of_each_service(values, selector):
+    values = {**MONITORING, **values, "metrics.serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}}
+    _, monitor = of_kind(rendered(values), "ServiceMonitor")
+    serve = children_of(make("ModelService"))["RayService"]["spec"]["serveService"]
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    assert monitor["spec"]["namespaceSelector"] == selector
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= serve["metadata"]["labels"].items()
+    (endpoint,) = monitor["spec"]["endpoints"]
+    assert endpoint["port"] == serve["spec"]["ports"][0]["name"]
+    assert endpoint["path"] == METRICS_PATH
+    (kept,) = endpoint["relabelings"]
+    assert (kept["action"], kept["regex"]) == ("keep", "worker")
 
 
 def test_a_monitor_that_the_policy_keeps_out_is_refused():
