@@ -115,6 +115,21 @@ def test_a_chat_is_answered_whole_and_streamed(client):
     assert chunks[-1].usage == whole.usage
 
 
+@pytest.mark.parametrize("given", ["ticket 17", None])
+def test_an_answer_through_serve_has_one_id(service, given):
+    headers = {} if given is None else {"X-Request-Id": given}
+    (told,) = httpx.get(f"{service[1]}/v1/models", headers=headers).headers.get_list("X-Request-Id")
+    assert told == given or given is None
+
+
+def test_a_body_that_is_too_large_is_refused_through_serve_and_counted(service):
+    content = b"[" * (5 * 2**20)
+    refused = httpx.post(f"{service[1]}/v1/completions", content=content, timeout=60)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
+    scrape = httpx.get(f"{service[1]}/metrics", timeout=60).text
+    assert 'plinth_requests_total{endpoint="/v1/completions",model_name="",status="413"} 1.0' in scrape
+
+
 def test_eight_at_once_are_answered_as_if_alone(client):
     def ask(seed):
         answer = client.completions.create(model="tiny", prompt="abc", max_tokens=60, seed=seed)

@@ -1,0 +1,169 @@
+"""Clients that behave badly, over real connections: each is refused or left waiting, and the others are answered."""
+
+import asyncio
+import json
+import resource
+import socket
+from contextlib import asynccontextmanager, suppress
+
+import httpx
+import pytest
+import uvicorn
+
+from plinth_api.run import ServeLimits
+from plinth_workloads.serving.asgi import build_asgi
+from plinth_workloads.serving.served_model import ServedModel
+from unit.plinth_workloads.serving.fake_engine import FakeEngine
+
+pytestmark = pytest.mark.anyio
+
+MEGABYTE = 2**20
+NUM_IDLE = 1000
+
+
+@asynccontextmanager
+async def listening(engine):
+    """A service named m behind uvicorn: what it serves, its port and a well-behaved client."""
+    served = ServedModel(lambda uri: engine)
+    served.set_target("models:/m/1")
+    await served.wait_loaded()
+    with socket.create_server(("127.0.0.1", 0), backlog=NUM_IDLE) as listener:
+        config = uvicorn.Config(build_asgi(served, name="m"), log_level="critical", lifespan="off")
+        server = uvicorn.Server(config)
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        port = listener.getsockname()[1]
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
+            while not server.started:
+                await asyncio.sleep(0.001)
+            yield served, port, http
+        server.should_exit = server.force_exit = True
+        await running
+
+
+def head(*headers, path="/v1/completions"):
+    lines = [f"POST {path} HTTP/1.1", "Host: m", "Content-Type: application/json", *headers]
+    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode()
+
+
+def asking(**body):
+    content = json.dumps({"model": "m", "prompt": "p", **body}).encode()
+    return head(f"Content-Length: {len(content)}") + content
+
+
+async def status_of(reader):
+    line = await asyncio.wait_for(reader.readline(), timeout=10)
+    return int(line.split()[1])
+
+
+async def is_answered(http):
+    response = await http.post("/v1/completions", json={"model": "m", "prompt": "p", "max_tokens": 2})
+    return response.status_code == 200
+
+
+async def until_no_row_is_left(engine):
+    async with asyncio.timeout(10):
+        while engine.num_running:
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_fifty_megabytes_are_refused_while_others_are_answered(chunked):
+    async with listening(FakeEngine()) as (_, port, http):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head("Transfer-Encoding: chunked" if chunked else f"Content-Length: {50 * MEGABYTE}"))
+        piece = b"[" * MEGABYTE
+        with suppress(ConnectionError):
+            for _ in range(50):
+                writer.write(b"%x\r\n%s\r\n" % (len(piece), piece) if chunked else piece)
+                await writer.drain()
+        assert await status_of(reader) == 413
+        assert await is_answered(http)
+        writer.close()
+
+
+async def test_a_body_that_never_comes_is_given_up():
+    async with listening(FakeEngine()) as (served, port, http):
+        served.limits = ServeLimits(request_timeout_seconds=0)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head("Content-Length: 100") + b"{")
+        assert await status_of(reader) == 408
+        served.limits = ServeLimits()
+        assert await is_answered(http)
+        writer.close()
+
+
+async def test_a_client_that_reads_a_byte_at_a_time_holds_up_nobody():
+    slow = FakeEngine(["x" * 1000] * 20_000)
+    async with listening(slow) as (_, port, http):
+        with socket.socket() as narrow:
+            narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            narrow.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(narrow, ("127.0.0.1", port))
+            reader, writer = await asyncio.open_connection(sock=narrow, limit=1024)
+            writer.write(asking(stream=True))
+            assert await status_of(reader) == 200
+            for _ in range(20):
+                assert len(await reader.readexactly(1)) == 1
+                live = await http.get("/health/live")
+                assert live.status_code == 200
+            slow.words = ("a", "b")
+            assert await is_answered(http)
+            assert slow.num_running == 0, "a row does not wait for its client"
+            writer.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_hangs_up_frees_its_row(stream):
+    engine = FakeEngine()
+    engine.gate.clear()
+    async with listening(engine) as (_, port, _):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(asking(stream=stream))
+        async with asyncio.timeout(10):
+            while not engine.num_running:
+                await asyncio.sleep(0.001)
+        writer.close()
+        await until_no_row_is_left(engine)
+
+
+@pytest.fixture
+def _many_files():
+    """Both ends of each connection are files of this process."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 3 * NUM_IDLE
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted if hard < 0 else min(wanted, hard)), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("_many_files")
+async def test_a_thousand_idle_connections_keep_nobody_from_an_answer():
+    async with listening(FakeEngine()) as (_, port, http):
+        idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(NUM_IDLE)]
+        for _, writer in idle[::2]:
+            writer.write(head("Content-Length: 100"))
+        assert await is_answered(http)
+        for _, writer in idle:
+            writer.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        pytest.param(b"{", "not JSON", id="half"),
+        pytest.param(b"", "body", id="empty"),
+        pytest.param(b"[]", "body", id="a list"),
+        pytest.param(b"\xff\xfe\x00", "body", id="not text"),
+        pytest.param(b"[" * 500_000, "body", id="deep"),
+        pytest.param(b'{"model": "m", "prompt": "p", "seed": ' + b"9" * 100_000 + b"}", "body", id="a long number"),
+        pytest.param(b'{"model": "m", "prompt": "\\ud800"}', "Unicode", id="half a character"),
+        pytest.param(b'{"model": "m", "prompt": "p", "\\ud800": 1}', "Unicode", id="half a character as a name"),
+    ],
+)
+async def test_a_body_that_cannot_be_read_is_told_so_and_the_next_one_is_answered(content, says):
+    async with listening(FakeEngine()) as (_, _, http):
+        response = await http.post("/v1/completions", content=content, headers={"Content-Type": "application/json"})
+        error = response.json()["error"]
+        assert (response.status_code, error["type"]) == (400, "invalid_request_error")
+        assert says in error["message"]
+        assert await is_answered(http)
