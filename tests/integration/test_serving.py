@@ -1,34 +1,23 @@
 """A real Ray Serve, started by the entry point as a process, asked by OpenAI's own client."""
 
-import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from serving_processes import free_port, read_event, ready_service, start_service, write_serve_json
 from unit.plinth_workloads.serving.tiny_model import CONTEXT_LENGTH, greedy_text, make_model, make_tokenizer
 
 pytestmark = pytest.mark.integration
 
-SOURCES = [str(Path(__file__).parents[2] / folder) for folder in ("operator", "workloads")]
 CHAT = [{"role": "user", "content": "hi"}]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def save_model(folder: Path) -> Path:
@@ -37,55 +26,11 @@ def save_model(folder: Path) -> Path:
     return folder
 
 
-def write_serve_json(folder: Path, model_folder: Path) -> Path:
-    path = folder / "serve.json"
-    run = {
-        "version": 1,
-        "name": "tiny",
-        "engine": "torch",
-        "model": {"uri": f"file://{model_folder}"},
-        "trackingUri": f"sqlite:///{folder}/mlflow.db",
-        "gpus": 0,
-        "cpus": 1.0,
-        "scaling": {"minReplicas": 1, "maxReplicas": 1, "targetOngoingRequests": 16},
-        "workDir": str(folder / "work"),
-    }
-    path.write_text(json.dumps(run))
-    return path
-
-
-def start_service(serve_json: Path, *options: str) -> "subprocess.Popen[bytes]":
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(SOURCES)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "plinth_workloads.serve", str(serve_json), *options],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-    )
-
-
-def read_event(process: "subprocess.Popen[bytes]") -> dict[str, Any]:
-    assert process.stdout is not None
-    event: dict[str, Any] = json.loads(process.stdout.readline())
-    return event
-
-
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
     folder = tmp_path_factory.mktemp("serving")
-    port = free_port()
-    process = start_service(
-        write_serve_json(folder, save_model(folder / "model")), "--port", str(port), "--exit-with-parent"
-    )
-    try:
-        assert read_event(process) == {"event": "ready", "url": f"http://127.0.0.1:{port}"}
-        yield process, f"http://127.0.0.1:{port}"
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        began = time.monotonic()
-        assert process.wait(timeout=30) == 0, "the end of stdin ends the service"
-        assert time.monotonic() - began < 15
+    with ready_service(write_serve_json(folder, save_model(folder / "model"))) as running:
+        yield running
 
 
 @pytest.fixture
