@@ -159,7 +159,8 @@ class ModelServiceSpec(ApiModel):
         default="auto", description="engine; auto is vllm on GPUs where the image has it, else torch."
     )
     task: Literal["auto", "generate", "embed", "classify"] = Field(
-        default="auto", description="task; auto is told from the model's own configuration."
+        default="auto",
+        description="task: generate text, embed texts or classify them; auto is told from the model's own files.",
     )
     prompt: PromptTemplate | None = Field(default=None, description="prompt that every chat starts with.")
     compute: ServiceCompute = Field(default=ServiceCompute(), description="compute of the replicas.")

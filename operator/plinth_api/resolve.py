@@ -146,6 +146,7 @@ def resolve_serve_run(service: ModelService, settings: ResolveSettings, versions
     return ServeRun(
         name=service.metadata.name,
         engine="torch",
+        task=spec.task,
         model=ServeModel(
             uri=_resolve_model_uri(spec.model.uri, settings, versions),
             prompt=spec.prompt,

@@ -230,6 +230,13 @@ class ServeScaling(ApiModel):
         }
 
 
+ServingTask = Literal["generate", "embed", "classify"]
+"""What a service does with texts."""
+
+WantedTask = Literal["auto"] | ServingTask
+"""What a service is asked to do; auto is told from the model."""
+
+
 class ServeRun(ApiModel):
     """Everything that a serving workload needs.
 
@@ -240,6 +247,7 @@ class ServeRun(ApiModel):
     version: Literal[1] = 1
     name: str = Field(description="name under which the model is served.")
     engine: Literal["torch"]
+    task: WantedTask = "auto"
     model: ServeModel = ServeModel(uri="")
     tracking_uri: str
     gpus: int

@@ -58,7 +58,6 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
     "ModelService": {
         "spec.adapters": ANY,
         "spec.engine": {"vllm"},
-        "spec.task": {"embed", "classify"},
         "spec.rollout.canary": ANY,
         # Kueue takes no RayService, and no cluster that scales by itself.
         "spec.compute.queueName": ANY,

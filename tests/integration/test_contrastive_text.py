@@ -5,9 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from sentence_transformers import SentenceTransformer
 
 from objective_runs import make_objective_run, validation_batches, write_docstrings
-from training import open_alone, write_jsonl
+from plinth_workloads.models.tasks import task_of
+from plinth_workloads.serving.text_models import load_text_model
+from plinth_workloads.train.export import export_model
+from training import ALONE, open_alone, write_jsonl
 
 pytestmark = pytest.mark.integration
 
@@ -40,6 +44,25 @@ def test_the_loss_is_the_symmetric_cross_entropy_of_all_similarities(tmp_path):
             + F.cross_entropy(similarities.T, targets, reduction="sum")
         ) / 2
         torch.testing.assert_close(session.loss(**inputs), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_what_is_exported_embeds_as_it_was_trained_to_here_and_in_sentence_transformers(tmp_path):
+    session, _ = open_alone(make_pair_run(tmp_path, rows=[{"prompt": "def add(a, b):", "completion": "Add."}] * 8))
+    session.loss.eval()
+    inputs = next(iter(validation_batches(session))).inputs
+    with torch.no_grad():
+        trained = session.loss.embedded(inputs["input_ids_2BT"], inputs["attention_mask_2BT"])[0]
+    folder = tmp_path / "model"
+    export_model(session.run, session.model, session.data.tokenizer, ALONE, folder)
+    assert task_of(folder, "the export") == "embed"
+    served = load_text_model(folder, "the export", "embed", device="cpu", tracking_uri="", cache_dir=tmp_path)
+    (ids,) = served.encode(["def add(a, b):"])
+    assert ids == inputs["input_ids_2BT"][0][: len(ids)].tolist()
+    with torch.no_grad():
+        vector = served(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long))[0]
+    torch.testing.assert_close(vector, trained, rtol=0, atol=1e-5)
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(["def add(a, b):"], convert_to_tensor=True)[0]
+    torch.testing.assert_close(vector, theirs, rtol=0, atol=1e-5)
 
 
 def test_padding_is_nobodys_partner(tmp_path):

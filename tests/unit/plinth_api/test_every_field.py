@@ -26,7 +26,6 @@ TEXTS = ("other", "another", "/other", "pvc://claim/other", "pvc://claim/another
 SAME_AS_DEFAULT = {
     "spec.objective.causalLM={}": "the job that fields are put into has it",
     "spec.engine=torch": "auto is torch until vllm is supported",
-    "spec.task=generate": "auto finds no other task until embed and classify are supported",
 }
 """Values that are accepted and mean what the default means."""
 

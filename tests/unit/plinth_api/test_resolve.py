@@ -255,6 +255,7 @@ def test_service():
         "version": 1,
         "name": "tiny",
         "engine": "torch",
+        "task": "auto",
         "model": {
             "uri": "models:/a.tiny-chat/2",
             "limits": {"maxBodyBytes": 4 * 2**20, "requestTimeoutSeconds": 600},

@@ -1,12 +1,12 @@
 """Models with a new head: what an adapter of one has to hold, and which labels a folder's model tells apart."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from plinth_workloads.errors import UserError
 from plinth_workloads.models.catalog import CAUSAL_LM
+from plinth_workloads.models.model_files import read_json
 
 _TASK_TYPES = {
     CAUSAL_LM: "CAUSAL_LM",
@@ -39,48 +39,13 @@ def _trained_whole(model: Any) -> list[str]:
     return heads + sorted(name for name in new if name and name.partition(".")[0] not in heads)
 
 
-def check_generates_text(folder: Path, uri: str) -> None:
-    """Refuse a model or adapter that was trained for something else: its language model's head would be random.
-
-    Args:
-        folder: Of the model or adapter.
-        uri: What the user calls it.
-
-    Raises:
-        UserError: ModelLoadFailed.
-    """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    adapter, model = _json(folder / "adapter_config.json"), _json(folder / "config.json")
-    classes = model.get("architectures") or []
-    is_other_adapter = adapter.get("task_type") not in (None, _TASK_TYPES[CAUSAL_LM])
-    if is_other_adapter or (classes and not set(classes) & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())):
-        what = f"an adapter for {adapter['task_type']}" if is_other_adapter else f"a {classes[0]}"
-        raise UserError(
-            "ModelLoadFailed",
-            f"{uri} is {what}, which generates no text; spec.model of a ModelService is one that does",
-        )
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError("ModelLoadFailed", f"{path.parent}: {path.name} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError("ModelLoadFailed", f"{path.parent}: {path.name} is no JSON object")
-    return content
-
-
 def labels_of(folder: Path) -> dict[str, Any]:
     """The arguments of a configuration by which a folder's model or adapter tells labels apart; none where it has none.
 
     Raises:
         UserError: ModelLoadFailed where config.json is no JSON object.
     """
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     names = config.get("id2label")
     if not names:
         return {}

@@ -11,7 +11,8 @@ from plinth_workloads.errors import UserError
 from plinth_workloads.models.adapters import adapter_base_uri, attach, with_adapter
 from plinth_workloads.models.catalog import CAUSAL_LM, check_positions, model_class, new_config
 from plinth_workloads.models.fetch import fetch_model
-from plinth_workloads.models.heads import check_generates_text, check_same_labels, labels_of
+from plinth_workloads.models.heads import check_same_labels, labels_of
+from plinth_workloads.models.tasks import task_of
 from plinth_workloads.models.tokenizers import load_tokenizer
 from plinth_workloads.models.virtual_tokens import num_virtual_tokens
 
@@ -168,7 +169,7 @@ def load_for_inference(uri: str, *, tracking_uri: str, cache_dir: Path) -> tuple
         UserError: ModelNotFound, TrackingUnavailable, or ModelLoadFailed, also where it generates no text.
     """
     folder = fetch_model(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
-    check_generates_text(folder, uri)
+    task_of(folder, uri, "generate")
     tokenizer = load_tokenizer(folder, uri)
     model = load_model(folder, uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
     return model.eval(), tokenizer

@@ -6,6 +6,7 @@ Shapes: B pairs of this process, N pairs of all processes, T tokens, D dimension
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from plinth_workloads.data.loader import Batch, Draw, padded_texts
 from plinth_workloads.data.packing import EpochPlan, PieceRows, Segment
 from plinth_workloads.data.recipe import DataRecipe
 from plinth_workloads.data.token_store import IntArray, TokenizedDocument, TokenStore
+from plinth_workloads.models.pooling import pooled
+from plinth_workloads.models.sentence_files import write_sentence_settings
 from plinth_workloads.objectives.objective import MeasuredLoss, Objective
 
 if TYPE_CHECKING:
@@ -47,6 +50,10 @@ class ContrastiveText(Objective):
     def loss(self, model: Any, tokenizer: Any) -> "ContrastiveLoss":
         """Cross entropy of finding a text's partner among those of all pairs."""
         return ContrastiveLoss(model, self.temperature)
+
+    def describe(self, model: Any, folder: Path) -> None:
+        """How a text becomes a vector, as sentence-transformers says it."""
+        write_sentence_settings(folder, model.config.get_text_config().hidden_size)
 
     def metrics(self, means: Mapping[str, float]) -> dict[str, float]:
         """Loss and accuracy: chance is one of the rows of a step."""
@@ -88,8 +95,7 @@ class ContrastiveLoss(MeasuredLoss):
     def embedded(self, input_ids_NT: Tensor, attention_mask_NT: Tensor) -> Tensor:
         """The embeddings of texts, [N, D], of length one."""
         hidden_NTD = self.model(input_ids=input_ids_NT, attention_mask=attention_mask_NT).last_hidden_state
-        mask_NT1 = attention_mask_NT[..., None].float()
-        return F.normalize((hidden_NTD.float() * mask_NT1).sum(1) / mask_NT1.sum(1), dim=-1)
+        return pooled(hidden_NTD, attention_mask_NT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +176,9 @@ def _filled(rows: Tensor, num_rows: int) -> Tensor:
 
 class _PairRecipe(DataRecipe):
     """Documents that are pairs: the tokens of the second text are marked as targets."""
+
+    # So that whoever loads the model reads texts as it did: `tokenize` puts the marks before it cuts.
+    puts_marks = True
 
     def special_tokens(self) -> Mapping[str, str]:
         return {"cls_token": "<|cls|>", "sep_token": "<|sep|>"}

@@ -51,6 +51,10 @@ class Objective(ABC):
         """Write what an adapter's folder has to tell beside the adapter itself."""
         return
 
+    def describe(self, model: Any, folder: Path) -> None:
+        """Write what the folder of a model or an adapter has to tell beside its weights."""
+        return
+
     @abstractmethod
     def loss(self, model: Any, tokenizer: Any) -> nn.Module:
         """The module that is called with a batch's inputs and returns the loss summed over the batch's targets.

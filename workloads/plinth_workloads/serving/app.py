@@ -16,7 +16,7 @@ from plinth_api.quantity import whole_cpus
 from plinth_api.run import ServeModel, ServeRun
 from plinth_workloads.serving.api_keys import ApiKeys
 from plinth_workloads.serving.asgi import build_asgi
-from plinth_workloads.serving.engine import Engine
+from plinth_workloads.serving.engine import ModelEngine
 from plinth_workloads.serving.served_model import ServedModel
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Replica:
             await self._served.wait_loaded()
 
     async def check_health(self) -> None:
-        """Raise where a loaded model produces no tokens, which makes Serve replace the replica."""
+        """Raise where a loaded model does not answer, which makes Serve replace the replica."""
         if self._served.engine is not None:
             await self._served.check_health()
 
@@ -113,13 +113,25 @@ def _others_are_running() -> bool:
     return deployment is not None and cast(dict[str, int], deployment.replica_states).get("RUNNING", 0) > 0
 
 
-def _make_engine(run: ServeRun, uri: str) -> Engine:
+def _make_engine(run: ServeRun, uri: str) -> ModelEngine:
     # Imported by replicas only: whoever deploys the application needs no torch.
     from plinth_workloads.machine_memory import free_bytes
+    from plinth_workloads.models.fetch import fetch_model
     from plinth_workloads.models.load import load_for_inference
+    from plinth_workloads.models.tasks import task_of
+    from plinth_workloads.serving.encoder_engine import EncoderEngine
+    from plinth_workloads.serving.text_models import load_text_model
     from plinth_workloads.serving.torch_engine import TorchEngine
 
-    model, tokenizer = load_for_inference(uri, tracking_uri=run.tracking_uri, cache_dir=Path(run.work_dir) / "models")
+    tracking_uri, cache_dir = run.tracking_uri, Path(run.work_dir) / "models"
+    folder = fetch_model(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
+    task = task_of(folder, uri, run.task)
+    if task != "generate":
+        device = "cuda" if run.gpus else "cpu"
+        return EncoderEngine(
+            load_text_model(folder, uri, task, device=device, tracking_uri=tracking_uri, cache_dir=cache_dir)
+        )
+    model, tokenizer = load_for_inference(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
     if run.gpus:
         model.to("cuda")
     return TorchEngine(

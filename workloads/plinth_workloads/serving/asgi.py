@@ -1,14 +1,13 @@
 """The OpenAI-compatible HTTP application over a served model; runs under any ASGI server, knows neither Ray nor torch.
 
-Enters: HTTP. Leaves: /v1/models, /v1/completions and /v1/chat/completions for clients, and what
-probes.py answers beside them.
+Enters: HTTP. Leaves: /v1/models, /v1/completions, /v1/chat/completions and what an encoder answers for clients, and
+what probes.py answers beside them.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -17,10 +16,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from plinth_workloads.serving.answers import Answer, ChatAnswer, CompletionAnswer, WholeChoice
-from plinth_workloads.serving.api_errors import logged_api_error_from, unknown_model
+from plinth_workloads.serving.api_errors import ApiError, logged_api_error_from, unknown_model
 from plinth_workloads.serving.api_keys import ApiKeys, RequireKey
 from plinth_workloads.serving.body_limit import LimitBody
 from plinth_workloads.serving.choices import Body, Deltas, UsageCount, generate_choices
+from plinth_workloads.serving.disconnect import ClientGone, unless_gone
+from plinth_workloads.serving.encoder_routes import add_encoder_routes
 from plinth_workloads.serving.engine import (
     EngineOverloaded,
     GenerationFailed,
@@ -51,6 +52,7 @@ _LAST_EVENT_SECONDS = 1.0
 """For a client to take the event that its request has timed out."""
 
 _ANSWERED_ERRORS = (
+    ApiError,
     EngineOverloaded,
     GenerationFailed,
     HTTPException,
@@ -61,12 +63,6 @@ _ANSWERED_ERRORS = (
     RequestValidationError,
     Exception,
 )
-
-_Result = TypeVar("_Result")
-
-
-class _ClientGone(Exception):
-    """Nobody waits for the answer."""
 
 
 class _EventStream(StreamingResponse):
@@ -108,7 +104,13 @@ def build_asgi(
 
     def model_card() -> ModelCard:
         context_length = served.engine.context_length if served.engine else None
-        return ModelCard(id=name, created=created, root=served.uri or served.target_uri, max_model_len=context_length)
+        return ModelCard(
+            id=name,
+            created=created,
+            root=served.uri or served.target_uri,
+            max_model_len=context_length,
+            task=served.engine.task if served.engine else None,
+        )
 
     @app.get("/v1/models")
     async def list_models() -> ModelList:
@@ -130,6 +132,7 @@ def build_asgi(
         answer = ChatAnswer(name, with_logprobs=body.num_logprobs is not None)
         return await _answer(served, name, metrics, body, answer, request)
 
+    add_encoder_routes(app, served, name=name, metrics=metrics)
     add_probes(app, served, name=name, metrics=metrics, keys=keys)
     _add_error_handlers(app)
     endpoints = {path for route in app.routes if (path := getattr(route, "path", "")).startswith("/v1/")}
@@ -138,7 +141,7 @@ def build_asgi(
 
 
 def _add_error_handlers(app: FastAPI) -> None:
-    app.add_exception_handler(_ClientGone, _forget)
+    app.add_exception_handler(ClientGone, _forget)
     for kind in _ANSWERED_ERRORS:
         app.add_exception_handler(kind, _answer_error)
 
@@ -162,9 +165,9 @@ async def _answer(
     in_time = within(generate_choices(served, body), seconds=seconds)
     deltas = metrics.measured(in_time, model_name=name, num_choices=body.n)
     if not body.stream:
-        return await _unless_gone(request, _whole_answer(deltas, body, answer))
+        return await unless_gone(request, _whole_answer(deltas, body, answer))
     # The first piece is awaited before the status is sent, so that a refusal is a status and not an event.
-    first = await _unless_gone(request, anext(deltas))
+    first = await unless_gone(request, anext(deltas))
     return _EventStream(_events(first, deltas, body, answer), deltas, deadline=deadline)
 
 
@@ -206,23 +209,3 @@ async def _chained(first: tuple[int, TokenDelta], deltas: Deltas) -> AsyncIterat
 
 def _event(data: str) -> str:
     return f"data: {data}\n\n"
-
-
-async def _unless_gone(request: Request, work: Awaitable[_Result]) -> _Result:
-    """The result of `work`, which is cancelled when the client closes the connection."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.create_task(_wait_gone(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise _ClientGone
-        return task.result()
-    finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
-
-
-async def _wait_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -12,6 +12,7 @@ from plinth_workloads.serving.engine import ChatMessage, Engine, GenerationReque
 from plinth_workloads.serving.limits import check_prompt, max_tokens_of
 from plinth_workloads.serving.protocol import ChatBody, CompletionBody, Usage
 from plinth_workloads.serving.served_model import ServedModel
+from plinth_workloads.serving.tasks import generator_of
 
 Body = CompletionBody | ChatBody
 Deltas = AsyncGenerator[tuple[int, TokenDelta], None]
@@ -46,8 +47,9 @@ async def generate_choices(served: ServedModel, body: Body) -> Deltas:
     Closing the generator cancels what still runs. All choices come from the version that was in service at the start.
     """
     with served.lease() as version:
-        requests = await asyncio.to_thread(_requests_of, version.engine, version.prompt, body, served.limits)
-        async with aclosing(_merged(version.engine, requests)) as deltas:
+        engine = generator_of(version.engine)
+        requests = await asyncio.to_thread(_requests_of, engine, version.prompt, body, served.limits)
+        async with aclosing(_merged(engine, requests)) as deltas:
             async for index, delta in deltas:
                 yield index, delta
 

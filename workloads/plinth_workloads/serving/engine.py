@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from plinth_api.run import ServingTask
+
 FinishReason = Literal["stop", "length"]
 
 
@@ -158,12 +160,36 @@ class GenerationFailed(Exception):
     """The engine could not go on with this request."""
 
 
-class Engine(Protocol):
+class ModelEngine(Protocol):
     """A model that answers many requests at once. Its async methods belong to one event loop."""
 
     @property
+    def task(self) -> ServingTask:
+        """What it does: `Engine` generates, an `Encoder` embeds or classifies."""
+
+    @property
     def context_length(self) -> int:
-        """Most tokens of a prompt and its completion together."""
+        """Most tokens of a text, or of a prompt and its completion together."""
+
+    async def start(self) -> None:
+        """Make the engine ready for requests."""
+
+    async def stop(self) -> None:
+        """Give everything back; requests that still run fail."""
+
+    async def check_health(self) -> None:
+        """Return once the model has really answered.
+
+        Raises:
+            GenerationFailed: It did not; the message says why.
+        """
+
+    def stats(self) -> EngineStats:
+        """What the engine is busy with now."""
+
+
+class Engine(ModelEngine, Protocol):
+    """A model that generates text."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt; safe to call from any thread.
@@ -191,12 +217,6 @@ class Engine(Protocol):
             GenerationFailed: The model failed on this request; the engine goes on with the others.
         """
 
-    async def start(self) -> None:
-        """Make the engine ready for `generate`."""
-
-    async def stop(self) -> None:
-        """Give everything back; requests that still run fail."""
-
     async def attach_adapter(self, name: str, folder: Path) -> None:
         """Answer requests for `name` with the adapter of a PEFT folder, in place of one that had the name before.
 
@@ -208,13 +228,3 @@ class Engine(Protocol):
 
     async def detach_adapter(self, name: str) -> None:
         """Answer no new requests for `name`."""
-
-    async def check_health(self) -> None:
-        """Return once a token was really produced.
-
-        Raises:
-            GenerationFailed: It was not; the message says why.
-        """
-
-    def stats(self) -> EngineStats:
-        """What the engine is busy with now."""

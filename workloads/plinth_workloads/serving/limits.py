@@ -5,7 +5,7 @@ of a body is body_limit.py's, which knows HTTP.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -75,13 +75,27 @@ async def within(items: AsyncGenerator[_Item, None], *, seconds: float) -> Async
     async with aclosing(items):
         while True:
             try:
-                async with asyncio.timeout_at(deadline) as patience:
-                    item = await anext(items)
+                item = await _until(deadline, anext(items), seconds)
             except StopAsyncIteration:
                 return
-            except TimeoutError:
-                if not patience.expired():
-                    raise
-                text = f"the request took more than the {seconds:g} s that it may; ask for fewer tokens, or try later"
-                raise RequestTimedOut(text) from None
             yield item
+
+
+async def in_time(work: Awaitable[_Item], *, seconds: float) -> _Item:
+    """What `work` gives, which is cancelled when it takes longer.
+
+    Raises:
+        RequestTimedOut: It did.
+    """
+    return await _until(asyncio.get_running_loop().time() + seconds, work, seconds)
+
+
+async def _until(deadline: float, work: Awaitable[_Item], seconds: float) -> _Item:
+    try:
+        async with asyncio.timeout_at(deadline) as patience:
+            return await work
+    except TimeoutError:
+        if not patience.expired():
+            raise
+        text = f"the request took more than the {seconds:g} s that it may; ask for fewer tokens, or try later"
+        raise RequestTimedOut(text) from None

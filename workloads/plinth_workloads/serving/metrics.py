@@ -7,9 +7,10 @@ Labels have values of ours only: nothing that a client writes becomes one, nor a
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -54,8 +55,28 @@ _Family = type[GaugeMetricFamily] | type[CounterMetricFamily]
 _ENGINE_METRICS: tuple[tuple[_Family, str, str, Callable[[EngineStats], float]], ...] = (
     (GaugeMetricFamily, "plinth_requests_running", "Rows that are being answered.", lambda stats: stats.running),
     (GaugeMetricFamily, "plinth_requests_waiting", "Rows that wait for one to end.", lambda stats: stats.waiting),
+    (
+        GaugeMetricFamily,
+        "plinth_kv_cache_usage_perc",
+        "How much of the cache of keys and values rows in work hold, 1 for all.",
+        lambda stats: stats.cache.used / max(1, stats.cache.total),
+    ),
+    (
+        CounterMetricFamily,
+        "plinth_prefix_cache_queries",
+        "Tokens of prompts, which were looked for in the cache.",
+        lambda stats: stats.cache.prompt_tokens,
+    ),
+    (
+        CounterMetricFamily,
+        "plinth_prefix_cache_hits",
+        "Of these the tokens that were there, and were not read again.",
+        lambda stats: stats.cache.reused_tokens,
+    ),
 )
 """What an engine says of itself when it is asked."""
+
+_Result = TypeVar("_Result")
 
 StatsSource = Callable[[], EngineStats | None]
 
@@ -124,6 +145,30 @@ class ServiceMetrics:
         self.requests += 1
         return self._measured(deltas, model_name, num_choices, self._clock())
 
+    async def measured_reading(self, work: Awaitable[_Result], *, model_name: str) -> _Result:
+        """What a request gives that begins now and whose answer is no text, counted and timed."""
+        self.requests += 1
+        began = self._clock()
+        try:
+            result = await work
+        except asyncio.CancelledError:
+            self._ended.labels(model_name, "abort").inc()
+            raise
+        except Exception as error:
+            self._count_error(error, model_name)
+            raise
+        self._latency.labels(model_name).observe(self._clock() - began)
+        return result
+
+    def count_prompt_tokens(self, num_tokens: int, *, model_name: str) -> None:
+        """Count what was read for a request whose answer is no text."""
+        self._prompt_tokens.labels(model_name).inc(num_tokens)
+
+    def _count_error(self, error: Exception, model_name: str) -> None:
+        answer = api_error_from(error)
+        self.errors += answer.status >= 500
+        self._errors.labels(model_name, answer.detail.code or answer.detail.type).inc()
+
     async def _measured(self, deltas: Deltas, model_name: str, num_choices: int, began: float) -> Deltas:
         choices: dict[int, _Choice] = {}
         try:
@@ -137,9 +182,7 @@ class ServiceMetrics:
             self._ended.labels(model_name, "abort").inc()
             raise
         except Exception as error:
-            answer = api_error_from(error)
-            self.errors += answer.status >= 500
-            self._errors.labels(model_name, answer.detail.code or answer.detail.type).inc()
+            self._count_error(error, model_name)
             raise
         self._latency.labels(model_name).observe(self._clock() - began)
 

@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from plinth_api.run import ServingTask
 from plinth_workloads.serving.engine import FinishReason
 
 MAX_CHOICES = 16
@@ -54,8 +55,8 @@ def _is_neutral(name: str, value: Any) -> bool:
     return any(value == it and isinstance(value, bool) == isinstance(it, bool) for it in _NEUTRAL.get(name, ()))
 
 
-def _parse_prompt(value: Any) -> tuple[str | tuple[int, ...], ...]:
-    """One tuple for each prompt of the four forms that OpenAI allows."""
+def parse_texts(value: Any) -> tuple[str | tuple[int, ...], ...]:
+    """A string or token ids for each text of the four forms that OpenAI allows."""
     if isinstance(value, str) or _is_token_ids(value):
         value = [value]
     if isinstance(value, list) and value and all(isinstance(item, str) or _is_token_ids(item) for item in value):
@@ -119,26 +120,12 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-class GenerationBody(BaseModel):
-    """What completions and chat completions have in common."""
+class RequestBody(BaseModel):
+    """What all requests have in common."""
 
     model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
 
     model: str
-    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    stop: Annotated[tuple[str, ...], BeforeValidator(_parse_stop)] = ()
-    temperature: float = Field(default=1.0, ge=0, le=2)
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    top_k: Annotated[int, BeforeValidator(_parse_top_k), Field(ge=0)] = 0
-    min_p: float = Field(default=0.0, ge=0, le=1)
-    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
-    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
-    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
-    logit_bias: Annotated[tuple[tuple[int, float], ...], BeforeValidator(_parse_bias)] = ()
-    max_tokens: int | None = Field(default=None, ge=1)
-    seed: int | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -170,6 +157,25 @@ class GenerationBody(BaseModel):
                 )
         return self
 
+
+class GenerationBody(RequestBody):
+    """What completions and chat completions have in common."""
+
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    stop: Annotated[tuple[str, ...], BeforeValidator(_parse_stop)] = ()
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: Annotated[int, BeforeValidator(_parse_top_k), Field(ge=0)] = 0
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    repetition_penalty: float = Field(default=1.0, gt=0, le=10)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    logit_bias: Annotated[tuple[tuple[int, float], ...], BeforeValidator(_parse_bias)] = ()
+    max_tokens: int | None = Field(default=None, ge=1)
+    seed: int | None = None
+
     @property
     def includes_usage(self) -> bool:
         """Whether a stream ends with a chunk of usage counts."""
@@ -179,7 +185,7 @@ class GenerationBody(BaseModel):
 class CompletionBody(GenerationBody):
     """POST /v1/completions."""
 
-    prompt: Annotated[tuple[str | tuple[int, ...], ...], BeforeValidator(_parse_prompt), Field(max_length=MAX_PROMPTS)]
+    prompt: Annotated[tuple[str | tuple[int, ...], ...], BeforeValidator(parse_texts), Field(max_length=MAX_PROMPTS)]
     logprobs: Annotated[
         Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None, BeforeValidator(_parse_num_logprobs)
     ] = None
@@ -329,7 +335,7 @@ class ChatChunk(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """One served model; `root` is the URI of its version."""
+    """One served model; `root` is the URI of its version, `task` what it does."""
 
     id: str
     object: Literal["model"] = "model"
@@ -337,6 +343,7 @@ class ModelCard(BaseModel):
     owned_by: str = "plinth"
     root: str
     max_model_len: int | None
+    task: ServingTask | None
 
 
 class ModelList(BaseModel):

@@ -13,11 +13,11 @@ from itertools import chain, repeat
 from plinth_api.model_service import PromptTemplate
 from plinth_api.run import ServeLimits
 from plinth_workloads.errors import UserError
-from plinth_workloads.serving.engine import Engine, GenerationFailed
+from plinth_workloads.serving.engine import GenerationFailed, ModelEngine
 
 logger = logging.getLogger(__name__)
 
-EngineFactory = Callable[[str], Engine]
+EngineFactory = Callable[[str], ModelEngine]
 """From a model's URI to an engine that was not started; blocks while it loads, and raises UserError."""
 
 _RETRY_SECONDS = (5.0, 15.0, 60.0)
@@ -40,7 +40,7 @@ class Version:
     """A model in service, and what chats with it start with."""
 
     uri: str
-    engine: Engine
+    engine: ModelEngine
     prompt: PromptTemplate | None = None
     leases: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -79,7 +79,7 @@ class ServedModel:
         return self._version.uri if self._version else None
 
     @property
-    def engine(self) -> Engine | None:
+    def engine(self) -> ModelEngine | None:
         """The engine in service, to look at; requests take a `lease`."""
         return self._version.engine if self._version else None
 
@@ -123,11 +123,11 @@ class ServedModel:
                 version.idle.set()
 
     async def check_health(self) -> None:
-        """Return once the engine in service has produced a token.
+        """Return once the engine in service has answered.
 
         Raises:
             ModelNotReady: There is no engine.
-            GenerationFailed: It produces none.
+            GenerationFailed: It does not.
         """
         with self.lease() as version:
             await version.engine.check_health()
@@ -164,7 +164,7 @@ class ServedModel:
                 return
             await asyncio.sleep(pause_seconds)
 
-    async def _started_engine(self, uri: str) -> Engine:
+    async def _started_engine(self, uri: str) -> ModelEngine:
         # A thread cannot be cancelled: shielded, so that the next load waits for the memory of this one.
         engine = await _finished(asyncio.create_task(asyncio.to_thread(self._make_engine, uri)))
         await engine.start()
@@ -172,7 +172,7 @@ class ServedModel:
             await engine.check_health()
         except GenerationFailed as error:
             await engine.stop()
-            raise UserError("ModelLoadFailed", f"the model produces no token: {error}") from error
+            raise UserError("ModelLoadFailed", f"the model does not answer: {error}") from error
         except BaseException:
             await engine.stop()
             raise
@@ -195,7 +195,7 @@ async def _retire(version: Version) -> None:
     await version.engine.stop()
 
 
-async def _finished(task: asyncio.Task[Engine]) -> Engine:
+async def _finished(task: asyncio.Task[ModelEngine]) -> ModelEngine:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -12,6 +12,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+from plinth_api.run import ServingTask
 from plinth_workloads.errors import UserError
 from plinth_workloads.models.virtual_tokens import num_virtual_tokens
 from plinth_workloads.serving.batch import Batch
@@ -86,6 +87,11 @@ class TorchEngine:
         self._adapters: dict[str, LoraAdapter] = {}
         self._open: set[Row] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    @property
+    def task(self) -> ServingTask:
+        """See Engine."""
+        return "generate"
 
     @property
     def context_length(self) -> int:

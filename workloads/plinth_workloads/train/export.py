@@ -55,6 +55,7 @@ def export_model(run: TrainRun, model: nn.Module, tokenizer: Any, workers: Worke
         objective.describe_adapter(model, folder)
     if is_adapter and run.output.merge:
         _merge(run, folder)
+    objective.describe(model, folder)
     tokenizer.save_pretrained(folder)
     if objective.pipeline_class is not None and (not is_adapter or run.output.merge):
         _write_mlmodel(folder, tokenizer, objective)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 
+from plinth_api.run import ServingTask
 from plinth_workloads.serving.engine import ChatMessage, EngineStats, GenerationFailed, GenerationRequest, TokenDelta
 
 
@@ -18,6 +19,10 @@ class FakeEngine:
         self.num_running = 0
         self.requests: list[GenerationRequest] = []
         self.is_stopped = False
+
+    @property
+    def task(self) -> ServingTask:
+        return "generate"
 
     @property
     def context_length(self) -> int:

@@ -1,14 +1,22 @@
-"""What changes in place is no argument of the replicas, which would be made anew; one replica fills one pod."""
+"""What changes in place is no argument of the replicas, which would be made anew; one replica fills one pod.
+
+A replica's engine is that of its task.
+"""
 
 import httpx
 import pytest
 
-from plinth_workloads.serving.app import Replica, build_app
+from plinth_api.run import ServeRun
+from plinth_workloads.errors import UserError
+from plinth_workloads.serving.app import Replica, _make_engine, build_app
+from unit.plinth_workloads.serving.tiny_encoder import make_bert, make_classifier
+from unit.plinth_workloads.serving.tiny_model import make_model, make_tokenizer
 
 ARGS = {
     "version": 1,
     "name": "tiny",
     "engine": "torch",
+    "task": "auto",
     "trackingUri": "http://mlflow",
     "gpus": 0,
     "cpus": 1.0,
@@ -63,3 +71,31 @@ async def test_limits_are_taken_over_by_a_replica_that_answers():
         await replica.reconfigure({"uri": "models:/m/1", "limits": {"maxBodyBytes": 1024}})
         after = await http.post("/v1/completions", content=b" " * 2000)
     assert (before.status_code, after.status_code) == (400, 413)
+
+
+def saved(model, folder):
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return f"file://{folder}"
+
+
+def engine_of(uri, task):
+    return _make_engine(ServeRun.model_validate({**ARGS, "task": task}), uri)
+
+
+@pytest.mark.parametrize(
+    ("make", "wanted", "task"),
+    [
+        pytest.param(make_model, "auto", "generate", id="generates"),
+        pytest.param(make_bert, "auto", "embed", id="embeds"),
+        pytest.param(make_classifier, "auto", "classify", id="classifies"),
+        pytest.param(make_classifier, "embed", "embed", id="as it is asked to"),
+    ],
+)
+def test_an_engine_does_what_the_service_or_else_the_model_says(tmp_path, make, wanted, task):
+    assert engine_of(saved(make(), tmp_path), wanted).task == task
+
+
+def test_a_task_that_the_model_was_not_trained_for_is_refused(tmp_path):
+    with pytest.raises(UserError, match="is a BertModel, which generates no text"):
+        engine_of(saved(make_bert(), tmp_path), "generate")

@@ -66,7 +66,7 @@ async def test_what_may_pass_is_tried_again(passing):
     assert served.load_error is None
 
 
-async def test_a_model_that_produces_no_token_does_not_go_into_service():
+async def test_a_model_that_does_not_answer_does_not_go_into_service():
     good, bad = FakeEngine(), FakeEngine(healthy=False)
     served = make_served({"m/1": good, "m/2": bad})
     served.set_target("m/1")
@@ -76,7 +76,7 @@ async def test_a_model_that_produces_no_token_does_not_go_into_service():
 
     await served.check_health()
     assert (served.uri, served.target_uri) == ("m/1", "m/2")
-    assert served.load_error == "the model produces no token: no token"
+    assert served.load_error == "the model does not answer: no token"
     assert bad.is_stopped
     assert not good.is_stopped
 
