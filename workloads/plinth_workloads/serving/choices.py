@@ -58,6 +58,7 @@ def _requests_of(
     engine: Engine, prompt: PromptTemplate | None, body: Body, limits: ServeLimits
 ) -> list[GenerationRequest]:
     requests = []
+    structure = body.structure
     for prompt_ids in _prompts_of(engine, prompt, body):
         check_prompt(limits, len(prompt_ids), param="prompt" if isinstance(body, CompletionBody) else "messages")
         max_tokens = max_tokens_of(limits, body, num_free=max(1, engine.context_length - len(prompt_ids)))
@@ -75,6 +76,7 @@ def _requests_of(
                 num_logprobs=body.num_logprobs,
                 seed=None if body.seed is None else body.seed + number,
                 stop=body.stop,
+                structure=structure,
             )
             requests.append(GenerationRequest(prompt_ids, sampling))
     return requests

@@ -14,6 +14,21 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
+class StructuredOutput:
+    """What a text has to look like.
+
+    Attributes:
+        kind: The language of `text`; "choice" is a JSON list of strings, "grammar" is llguidance's kind of Lark.
+        text: The schema, expression, choices or grammar.
+        param: The request's parameter that it comes from.
+    """
+
+    kind: Literal["json_schema", "regex", "choice", "grammar"]
+    text: str
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParameters:
     """How the next token is chosen.
 
@@ -31,6 +46,7 @@ class SamplingParameters:
         num_logprobs: How many of the likeliest tokens are told with each token and its probability; None for neither.
         seed: The same seed gives the same tokens, whatever runs beside; None for another result every time.
         stop: Strings that end the text; they are not part of it.
+        structure: Only tokens are made with which the text can still become so; it ends where it can only end.
     """
 
     max_tokens: int
@@ -45,6 +61,7 @@ class SamplingParameters:
     num_logprobs: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    structure: StructuredOutput | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +227,7 @@ class Engine(ModelEngine, Protocol):
 
         Raises:
             InvalidPrompt: The prompt has ids that the model does not know.
-            InvalidParameter: The bias has.
+            InvalidParameter: The bias has; or no text can be made as the structure says.
             ContextLengthExceeded: Prompt and max_tokens do not fit.
             UnknownAdapter: No adapter has the name that is asked for.
             EngineOverloaded: The queue is full.

@@ -20,6 +20,7 @@ from plinth_workloads.serving.engine import (
 from plinth_workloads.serving.lora_bank import LoraAdapter
 from plinth_workloads.serving.penalties import Penalties
 from plinth_workloads.serving.sampling import TokenScore
+from plinth_workloads.serving.structured_output import Constraint
 from plinth_workloads.serving.text_stream import IncrementalDetokenizer, StopStrings
 
 
@@ -31,12 +32,20 @@ class Row:
         adapter: With which it is computed.
         cached: Where the keys and values of its first tokens are; None while it waits.
         deltas: What the client is told.
+        constraint: What its text has to look like, if anything.
         cancelled: Whether nobody waits for it any more.
         finished: Whether nothing more is to be made.
         spoiled: Whether its keys and values may hold what is not a number.
     """
 
-    def __init__(self, request: GenerationRequest, tokenizer: Any, adapter: LoraAdapter | None = None) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        tokenizer: Any,
+        *,
+        adapter: LoraAdapter | None = None,
+        constraint: Constraint | None = None,
+    ) -> None:
         self.token_ids = list(request.prompt_ids)
         self.adapter = adapter
         self.cached: CachedRow | None = None
@@ -46,6 +55,7 @@ class Row:
         self.finished = False
         self.spoiled = False
         self.penalties: Penalties | None = None
+        self.constraint = constraint
         self._num_prompt_tokens = len(request.prompt_ids)
         self._random = random.Random(request.sampling.seed)
         self._tokenizer = tokenizer
@@ -68,17 +78,20 @@ class Row:
         num_made = len(self.token_ids) - self._num_prompt_tokens
         if self.penalties is not None:
             self.penalties.add(token)
+        if self.constraint is not None:
+            self.constraint.add(token)
+        complete = ends or (self.constraint is not None and self.constraint.is_complete)
         if score is not None and not ends:
             top = tuple(ScoredText(self._text_of(other), logprob) for other, logprob in score.top)
             self._scores.append(ScoredToken(self._text_of(token), score.logprob, top))
         text, stopped = self._stop.push("" if ends else self._detokenizer.push(token))
         full = num_made >= self.sampling.max_tokens
-        self.finished = stopped or ends or full
+        self.finished = stopped or complete or full
         if self.finished and not stopped:
             text += self._stop.flush()
         if not text and not self.finished:
             return None
-        reason: FinishReason = "stop" if stopped or ends else "length"
+        reason: FinishReason = "stop" if stopped or complete else "length"
         scores, self._scores = tuple(self._scores), []
         return TokenDelta(text, self._num_prompt_tokens, num_made, reason if self.finished else None, scores)
 

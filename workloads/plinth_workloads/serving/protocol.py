@@ -21,7 +21,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from plinth_api.run import ServingTask
-from plinth_workloads.serving.engine import FinishReason
+from plinth_workloads.serving.engine import FinishReason, StructuredOutput
+from plinth_workloads.serving.structure_protocol import ResponseFormatBody, StructuredOutputsBody, structure_of
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 128
@@ -36,7 +37,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
@@ -175,11 +175,18 @@ class GenerationBody(RequestBody):
     logit_bias: Annotated[tuple[tuple[int, float], ...], BeforeValidator(_parse_bias)] = ()
     max_tokens: int | None = Field(default=None, ge=1)
     seed: int | None = None
+    response_format: ResponseFormatBody | None = None
+    structured_outputs: StructuredOutputsBody | None = None
 
     @property
     def includes_usage(self) -> bool:
         """Whether a stream ends with a chunk of usage counts."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def structure(self) -> StructuredOutput | None:
+        """What the text has to look like; raises InvalidParameter where the request contradicts itself."""
+        return structure_of(self.response_format, self.structured_outputs)
 
 
 class CompletionBody(GenerationBody):

@@ -221,6 +221,8 @@ class StepWorker:
         for row, logits_V in zip(rows, logits_BV, strict=True):
             if row.penalties is not None:
                 row.penalties.apply_(logits_V)
+            if row.constraint is not None:
+                row.constraint.apply_(logits_V)
         uniforms = [row.next_uniform() for row in rows]
         tokens = sample_tokens(logits_BV, [row.sampling for row in rows], uniforms=uniforms)
         scores: dict[int, TokenScore | None] = {}

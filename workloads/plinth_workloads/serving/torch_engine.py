@@ -35,6 +35,7 @@ from plinth_workloads.serving.padded_batch import PaddedBatch
 from plinth_workloads.serving.prompt_encoder import PromptEncoder
 from plinth_workloads.serving.slotted_batch import slotted_batch
 from plinth_workloads.serving.step_worker import StepWorker, Told
+from plinth_workloads.serving.structured_output import StructuredOutputs
 
 logger = logging.getLogger(__name__)
 
@@ -74,15 +75,13 @@ class TorchEngine:
         self._context_length = context_length or _context_length_of(model)
         self._health_timeout_seconds = health_timeout_seconds
         self._vocab_size: int = model.get_input_embeddings().num_embeddings
+        end_ids = _end_ids_of(model, tokenizer)
+        self._structured = StructuredOutputs(tokenizer, end_ids=end_ids, vocab_size=self._vocab_size)
         self._batch = _batch_for(
             model, max_rows=max_batch_size, max_length=self._context_length, max_bytes=max_cache_bytes
         )
         self._worker = StepWorker(
-            model,
-            self._batch,
-            end_ids=_end_ids_of(model, tokenizer),
-            max_step_tokens=max_step_tokens,
-            deliver=self._hand_over,
+            model, self._batch, end_ids=end_ids, max_step_tokens=max_step_tokens, deliver=self._hand_over
         )
         self._adapters: dict[str, LoraAdapter] = {}
         self._open: set[Row] = set()
@@ -118,16 +117,19 @@ class TorchEngine:
     async def stop(self) -> None:
         """See Engine."""
         await asyncio.to_thread(self._worker.stop)
+        self._structured.close()
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """See Engine."""
         self._check(request)
+        constraint = await self._structured.constraint_of(request.sampling.structure)
         adapter = None if request.adapter is None else self._adapters.get(request.adapter)
         if request.adapter is not None and adapter is None:
             raise UnknownAdapter(f"no adapter {request.adapter!r} is attached")
         if len(self._open) >= self._max_open:
             raise EngineOverloaded(f"{len(self._open)} requests are being answered or wait already; try again later")
-        async with aclosing(self._deltas_of(Row(request, self._encoder.tokenizer, adapter))) as deltas:
+        row = Row(request, self._encoder.tokenizer, adapter=adapter, constraint=constraint)
+        async with aclosing(self._deltas_of(row)) as deltas:
             async for delta in deltas:
                 yield delta
 

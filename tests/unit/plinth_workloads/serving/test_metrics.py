@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from plinth_workloads.serving.api_keys import ApiKeys
-from plinth_workloads.serving.engine import EngineStats, GenerationFailed, TokenDelta
+from plinth_workloads.serving.engine import CacheUse, EngineStats, GenerationFailed, TokenDelta
 from plinth_workloads.serving.metrics import ServiceMetrics
 from unit.plinth_workloads.serving.asgi_service import CHAT, service
 from unit.plinth_workloads.serving.fake_engine import FakeEngine
@@ -108,8 +108,15 @@ async def test_a_request_that_does_not_end_well_is_counted_by_why(error, sample,
 
 def test_an_engine_is_asked_when_it_is_scraped_and_not_before_there_is_one():
     assert samples(make_metrics().render().decode()) == {}
-    found = samples(make_metrics(stats=EngineStats(running=2, waiting=3)).render().decode())
-    assert found == {("plinth_requests_running",): 2, ("plinth_requests_waiting",): 3}
+    stats = EngineStats(running=2, waiting=3, cache=CacheUse(used=10, total=40, prompt_tokens=100, reused_tokens=64))
+    found = samples(make_metrics(stats=stats).render().decode())
+    assert found == {
+        ("plinth_requests_running",): 2,
+        ("plinth_requests_waiting",): 3,
+        ("plinth_kv_cache_usage_perc",): 0.25,
+        ("plinth_prefix_cache_queries_total",): 100,
+        ("plinth_prefix_cache_hits_total",): 64,
+    }
 
 
 async def test_a_scrape_needs_no_key_and_tells_no_prompt(tmp_path):

@@ -47,7 +47,7 @@ def test_parameters_at_values_that_change_nothing_are_accepted(neutral):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("suffix", "x"), ("echo", True), ("best_of", 2), ("response_format", {"type": "json_object"}), ("unheard_of", 1)],
+    [("suffix", "x"), ("echo", True), ("best_of", 2), ("functions", [{"name": "f"}]), ("unheard_of", 1)],
 )
 def test_parameters_that_are_not_served_are_refused_by_name(name, value):
     with pytest.raises(ValidationError, match=f"{name} is not supported"):
