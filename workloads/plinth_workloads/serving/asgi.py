@@ -129,7 +129,7 @@ def build_asgi(
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
-        answer = ChatAnswer(name, with_logprobs=body.num_logprobs is not None)
+        answer = ChatAnswer(name, with_logprobs=body.num_logprobs is not None, tools=body.tool_use)
         return await _answer(served, name, metrics, body, answer, request)
 
     add_encoder_routes(app, served, name=name, metrics=metrics)
@@ -193,7 +193,9 @@ async def _events(first: tuple[int, TokenDelta], deltas: Deltas, body: Body, ans
     try:
         async for index, delta in _chained(first, deltas):
             count.add(index, delta)
-            yield _event(answer.chunk(index, delta).model_dump_json(exclude=hidden))
+            chunk = answer.chunk(index, delta)
+            if chunk is not None:
+                yield _event(chunk.model_dump_json(exclude=hidden))
         if body.includes_usage:
             yield _event(answer.usage_chunk(count.usage()).model_dump_json())
     except Exception as error:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from plinth_api.model_service import PromptTemplate
 from plinth_api.run import ServeLimits
 from plinth_workloads.serving.chat_opening import with_opening
-from plinth_workloads.serving.engine import ChatMessage, Engine, GenerationRequest, SamplingParameters, TokenDelta
+from plinth_workloads.serving.chat_turns import chat_messages
+from plinth_workloads.serving.engine import Engine, GenerationRequest, SamplingParameters, TokenDelta
 from plinth_workloads.serving.limits import check_prompt, max_tokens_of
 from plinth_workloads.serving.protocol import ChatBody, CompletionBody, Usage
 from plinth_workloads.serving.served_model import ServedModel
@@ -85,12 +86,9 @@ def _requests_of(
 def _prompts_of(engine: Engine, prompt: PromptTemplate | None, body: Body) -> list[tuple[int, ...]]:
     if isinstance(body, CompletionBody):
         return [tuple(engine.encode(text)) if isinstance(text, str) else text for text in body.prompt]
-    # "developer" is OpenAI's newer name for "system", which no chat template knows.
-    messages = [
-        ChatMessage("system" if message.role == "developer" else message.role, message.content)
-        for message in body.messages
-    ]
-    return [tuple(engine.encode_chat(with_opening(prompt, messages)))]
+    use = body.tool_use
+    tools = use.tools if use is not None else ()
+    return [tuple(engine.encode_chat(with_opening(prompt, chat_messages(body.messages)), tools))]
 
 
 async def _merged(engine: Engine, requests: Sequence[GenerationRequest]) -> Deltas:

@@ -3,10 +3,10 @@
 Apart from the engines, so that the app knows none of them and needs neither torch nor vLLM to be imported.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from plinth_api.run import ServingTask
 
@@ -112,11 +112,29 @@ class TokenDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that an assistant asked for, with its arguments."""
+
+    call_id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One turn of a chat."""
+    """One turn of a chat.
+
+    Attributes:
+        tool_calls: What the assistant asked for in this turn.
+        tool_call_id: Of a tool's turn: the call that it answers.
+        tool_name: Of a tool's turn: the function that was called.
+    """
 
     role: str
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    tool_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,11 +233,16 @@ class Engine(ModelEngine, Protocol):
             InvalidPrompt: The text has no tokens and the model no token to start with.
         """
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def encode_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """Token ids of a chat up to where the assistant speaks; safe to call from any thread.
+
+        Args:
+            messages: The turns.
+            tools: Functions that the assistant may call, each in OpenAI's words.
 
         Raises:
             InvalidPrompt: The model has no chat template, or the template refuses these messages.
+            InvalidParameter: There are tools, and the template does not know them.
         """
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:

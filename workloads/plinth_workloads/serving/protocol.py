@@ -9,20 +9,23 @@ import time
 import uuid
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from plinth_api.run import ServingTask
 from plinth_workloads.serving.engine import FinishReason, StructuredOutput
 from plinth_workloads.serving.structure_protocol import ResponseFormatBody, StructuredOutputsBody, structure_of
+from plinth_workloads.serving.tool_protocol import (
+    MAX_TOOLS,
+    Sparse,
+    ToolBody,
+    ToolCallBody,
+    ToolCallText,
+    ToolChoiceField,
+    ToolUse,
+    demanded_structure,
+    tool_use_of,
+)
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 128
@@ -30,18 +33,17 @@ MAX_STOP_STRINGS = 4
 MAX_BIASED_TOKENS = 1024
 MAX_TOP_LOGPROBS = 20
 
+ChatFinishReason = FinishReason | Literal["tool_calls"]
+
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
     "modalities": (["text"],),
-    "parallel_tool_calls": (True, False),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "top_logprobs": (0,),
 }
 """Values at which a parameter that is not served changes nothing; None always does."""
@@ -208,7 +210,9 @@ class MessageBody(BaseModel):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[str, BeforeValidator(_parse_content)] = ""
-    tool_calls: Annotated[list[Any], Field(max_length=0)] | None = None
+    name: str | None = None
+    tool_calls: tuple[ToolCallBody, ...] | None = None
+    tool_call_id: str | None = None
 
 
 class ChatBody(GenerationBody):
@@ -218,6 +222,9 @@ class ChatBody(GenerationBody):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=MAX_TOP_LOGPROBS)
+    tools: Annotated[tuple[ToolBody, ...], Field(max_length=MAX_TOOLS)] = ()
+    tool_choice: ToolChoiceField | None = None
+    parallel_tool_calls: bool = True
 
     @model_validator(mode="after")
     def _require_logprobs(self) -> Self:
@@ -229,6 +236,16 @@ class ChatBody(GenerationBody):
     def num_logprobs(self) -> int | None:
         """How many of the likeliest tokens are told with each; None where no probability is."""
         return self.top_logprobs if self.logprobs else None
+
+    @property
+    def tool_use(self) -> ToolUse | None:
+        """What may be called; raises InvalidParameter where the request contradicts itself."""
+        return tool_use_of(self.tools, self.tool_choice, only_one=not self.parallel_tool_calls)
+
+    @property
+    def structure(self) -> StructuredOutput | None:
+        """See GenerationBody; of the calls where one is demanded."""
+        return demanded_structure(self.tool_use, super().structure)
 
 
 class Usage(BaseModel):
@@ -268,16 +285,12 @@ class CompletionResponse(BaseModel):
     usage: Usage | None = None
 
 
-class ChatText(BaseModel):
-    """A message, or in a stream what is added to it."""
+class ChatText(Sparse):
+    """A message, or in a stream what is added to it: OpenAI's client joins the roles of all deltas."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
-
-    @model_serializer(mode="wrap")
-    def _leave_out_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # OpenAI's client joins the roles of all deltas, so only the first may have one.
-        return {name: value for name, value in serialize(self).items() if value is not None}
+    tool_calls: list[ToolCallText] | None = None
 
 
 class ChatTopLogprob(BaseModel):
@@ -307,7 +320,7 @@ class ChatChoice(BaseModel):
     index: int
     message: ChatText
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
 
 
 class ChatChunkChoice(BaseModel):
@@ -316,7 +329,7 @@ class ChatChunkChoice(BaseModel):
     index: int
     delta: ChatText
     logprobs: ChatLogprobs | None = None
-    finish_reason: FinishReason | None
+    finish_reason: ChatFinishReason | None
 
 
 class ChatResponse(BaseModel):

@@ -60,7 +60,7 @@ class StopStrings:
         matches = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
         if matches:
             return self._held[: min(matches)], True
-        free = len(self._held) - max((self._overlap(stop) for stop in self._stop), default=0)
+        free = len(self._held) - max((num_overlapping(self._held, stop) for stop in self._stop), default=0)
         sent, self._held = self._held[:free], self._held[free:]
         return sent, False
 
@@ -69,7 +69,8 @@ class StopStrings:
         rest, self._held = self._held, ""
         return rest
 
-    def _overlap(self, stop: str) -> int:
-        """Length of the longest end of the text that `stop` begins with."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+
+def num_overlapping(text: str, mark: str) -> int:
+    """Length of the longest end of `text` with which `mark` begins, but for all of `mark`."""
+    longest = min(len(mark) - 1, len(text))
+    return next((n for n in range(longest, 0, -1) if text.endswith(mark[:n])), 0)

@@ -7,7 +7,7 @@ it makes for others, and hands the text of each step back to the loop at once.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -101,9 +101,9 @@ class TorchEngine:
         """See Engine."""
         return self._encoder.encode(text)
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def encode_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """See Engine."""
-        return self._encoder.encode_chat(messages)
+        return self._encoder.encode_chat(messages, tools)
 
     def stats(self) -> EngineStats:
         """See Engine."""

@@ -1,7 +1,8 @@
 """An engine that says what the test tells it to."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
 
 from plinth_api.run import ServingTask
 from plinth_workloads.serving.engine import ChatMessage, EngineStats, GenerationFailed, GenerationRequest, TokenDelta
@@ -18,6 +19,8 @@ class FakeEngine:
         self.gate.set()
         self.num_running = 0
         self.requests: list[GenerationRequest] = []
+        self.messages: Sequence[ChatMessage] = ()
+        self.tools: Sequence[Mapping[str, Any]] = ()
         self.is_stopped = False
 
     @property
@@ -31,7 +34,8 @@ class FakeEngine:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
+    def encode_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        self.messages, self.tools = messages, tools
         return self.encode("".join(f"{message.role}:{message.content};" for message in messages))
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:

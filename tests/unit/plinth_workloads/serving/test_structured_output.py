@@ -13,6 +13,7 @@ from llguidance import LLParserLimits
 from plinth_workloads.models.tokenizers import load_tokenizer, train_tokenizer
 from plinth_workloads.serving import structured_output
 from plinth_workloads.serving.engine import EngineOverloaded, GenerationFailed, InvalidParameter, StructuredOutput
+from plinth_workloads.serving.protocol import ChatBody
 from plinth_workloads.serving.structured_output import StructuredOutputs
 from unit.plinth_workloads.serving.tiny_model import (
     END_ID,
@@ -23,6 +24,7 @@ from unit.plinth_workloads.serving.tiny_model import (
     make_tokenizer,
     running_engine,
 )
+from unit.plinth_workloads.serving.tools import tool
 
 pytestmark = pytest.mark.anyio
 
@@ -38,6 +40,16 @@ SCHEMA = {
     "additionalProperties": False,
     "$defs": {"part": {"type": "boolean"}},
 }
+
+
+REQUIRED = ChatBody.model_validate(
+    {
+        "model": "m",
+        "messages": [{"role": "user", "content": "x"}],
+        "tools": [tool("f", type="object")],
+        "tool_choice": "required",
+    }
+)
 
 
 def structure(kind, text, param="structured_outputs"):
@@ -160,6 +172,7 @@ async def test_tokens_of_several_letters_come_where_all_of_them_fit_and_tokens_o
     ("wanted", "opening"),
     [
         pytest.param(structure("json_schema", {"type": "object"}), "{", id="a schema"),
+        pytest.param(REQUIRED.structure, '{"name": "f", "arguments": {', id="arguments"),
     ],
 )
 async def test_whitespace_in_json_is_bounded(wanted, opening):
