@@ -24,8 +24,12 @@ from plinth_workloads.serving.engine import EngineOverloaded, GenerationFailed, 
 from plinth_workloads.serving.structure_protocol import JSON_OPTIONS
 
 MAX_STRUCTURE_BYTES = 64 * 1024
-"""A schema of so many optional properties takes llguidance 1.9 half a second, and 50 ms for each token, on a slow core;
-both grow with the square of it. What is short and grows while it is compiled, llguidance's own limits end."""
+"""A schema of so many optional properties takes llguidance 1.9 half a second to compile, on a slow core, and one of
+twice as many four times that. What is short and grows while it is compiled, llguidance's own limits end."""
+
+_MAX_ITEMS = 500_000
+"""Of the parser, for each token: a tenth, llguidance's own limit, is not enough for 50 optional properties and a
+vocabulary of 128,000 tokens. So many are 25 milliseconds, by llguidance's account."""
 
 _MAX_CACHED = 64
 _MAX_COMPILING = 32
@@ -151,7 +155,9 @@ def _compile(tokens: LLTokenizer, wanted: StructuredOutput) -> tuple[LLMatcher, 
     except ValueError as error:
         raise _refusal(wanted, str(error)) from error
     # Silent, and with short errors: what a client wrote stays out of the log.
-    matcher = LLMatcher(tokens, grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+    matcher = LLMatcher(
+        tokens, grammar, log_level=0, limits=LLParserLimits(step_max_items=_MAX_ITEMS, verbose_errors=False)
+    )
     # Some of what is too much to compute, or can never be satisfied, shows with the first token only.
     allowed_N = None if matcher.is_error() else _allowed_next(matcher)
     if allowed_N is None or matcher.is_error():

@@ -4,11 +4,13 @@ import asyncio
 import json
 import random
 import re
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
 import torch
 from llguidance import LLParserLimits
+from tokenizers import Tokenizer
 
 from plinth_workloads.models.tokenizers import load_tokenizer, train_tokenizer
 from plinth_workloads.serving import structured_output
@@ -219,6 +221,25 @@ async def test_what_cannot_be_compiled_is_refused_in_a_line_and_others_are_answe
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 400
+
+
+async def test_an_object_may_have_many_optional_properties_and_the_vocabulary_many_ways_to_go_on():
+    description = json.loads(make_tokenizer().backend_tokenizer.to_str())
+    vocab = description["model"]["vocab"]
+    draw = random.Random(0)
+    for _ in range(20_000):
+        vocab.setdefault("".join(draw.choices('abc",:{}', k=6)), len(vocab))
+    description["added_tokens"] = []
+    tokenizer = SimpleNamespace(backend_tokenizer=Tokenizer.from_str(json.dumps(description)))
+    structures = StructuredOutputs(tokenizer, end_ids=frozenset(), vocab_size=len(vocab))
+    properties = {f"{'abc'[n % 3]}{n}": {"type": "string"} for n in range(100)}
+    constraint = await structures.constraint_of(structure("json_schema", {"properties": properties, "type": "object"}))
+    for letter in '{"a":"b':
+        constraint.add(vocab[letter])
+    logits_V = torch.zeros(len(vocab))
+    constraint.apply_(logits_V)
+
+    assert any(logits_V[token] == 0 for text, token in vocab.items() if '","' in text)
 
 
 async def test_a_text_that_becomes_too_much_to_compute_fails_alone(monkeypatch):
