@@ -120,7 +120,7 @@ async def test_a_pass_that_fails_takes_down_its_own_requests_only(monkeypatch):
         monkeypatch.setattr(model, "gate", None)
         with pytest.raises(GenerationFailed, match="AttributeError"):
             await engine.compute([[65] * 8, [66] * 8])
-        assert engine.stats() == EngineStats(running=0, waiting=0)
+        await until(lambda: engine.stats() == EngineStats(running=0, waiting=0))
         monkeypatch.undo()
         assert (await engine.compute([[65]])).shape == (1, SIZE)
 

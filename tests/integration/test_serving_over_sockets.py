@@ -21,6 +21,11 @@ MEGABYTE = 2**20
 NUM_IDLE = 1000
 
 
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
 @asynccontextmanager
 async def listening(engine):
     """A service named m behind uvicorn: what it serves, its port and a well-behaved client."""
