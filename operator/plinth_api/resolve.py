@@ -30,6 +30,7 @@ from plinth_api.run import (
     RunTraining,
     RunWatchdog,
     RunWorkers,
+    ServeAdapter,
     ServeLimits,
     ServeModel,
     ServeRun,
@@ -86,7 +87,9 @@ def referenced_aliases(resource: Resource, registry_prefix: str) -> tuple[str, .
     uris = [resource.spec.model.uri or ""]
     if isinstance(resource, PretrainJob) and resource.spec.model.tokenizer:
         uris.append(resource.spec.model.tokenizer.uri or "")
-    if not isinstance(resource, ModelService):
+    if isinstance(resource, ModelService):
+        uris += [adapter.uri for adapter in resource.spec.adapters or ()]
+    else:
         uris += [teacher.uri] if (teacher := teacher_of(resource)) else []
         uris += [rule.better_than or "" for rule in resource.spec.evaluation.gate or ()]
     registry = [registry_uri(uri, registry_prefix) for uri in uris if is_registry_uri(uri)]
@@ -149,6 +152,10 @@ def resolve_serve_run(service: ModelService, settings: ResolveSettings, versions
         task=spec.task,
         model=ServeModel(
             uri=_resolve_model_uri(spec.model.uri, settings, versions),
+            adapters=tuple(
+                ServeAdapter(name=adapter.name, uri=_resolve_model_uri(adapter.uri, settings, versions))
+                for adapter in spec.adapters or ()
+            ),
             prompt=spec.prompt,
             limits=_resolve_limits(spec.limits),
         ),

@@ -197,10 +197,18 @@ class ServeLimits(ApiModel):
     request_timeout_seconds: int = 600
 
 
+class ServeAdapter(ApiModel):
+    """An adapter beside the model."""
+
+    name: str = Field(description="name by which requests ask for it.")
+    uri: str = Field(description="uri with the alias replaced by a version.")
+
+
 class ServeModel(ApiModel):
     """The model version in use and its limits: the part of a service that changes in place (Serve's user_config)."""
 
     uri: str = Field(description="uri with the alias replaced by a version.")
+    adapters: tuple[ServeAdapter, ...] = ()
     prompt: PromptTemplate | None = None
     limits: ServeLimits = ServeLimits()
 

@@ -91,6 +91,13 @@ class ModelStatus(StatusModel):
     )
 
 
+class AdapterStatus(StatusModel):
+    """An adapter that answers."""
+
+    name: Text = Field(description="name by which requests ask for it.")
+    uri: Text = Field(description="uri of the version in use: models:/name/3.")
+
+
 class TrackingStatus(StatusModel):
     """Where the run is recorded."""
 
@@ -143,6 +150,9 @@ class ServiceStatus(CommonStatus):
     phase: ServicePhase | None = Field(default=None, description="phase of the service.")
     url: Text | None = Field(default=None, description="url at which the service answers.")
     model: ModelStatus | None = Field(default=None, description="model is the version in use.")
+    adapters: Annotated[tuple[AdapterStatus, ...], Field(max_length=256)] | None = Field(
+        default=None, description="adapters in use beside it."
+    )
     replicas: int | None = Field(default=None, ge=0, description="replicas that run.")
     ready_replicas: int | None = Field(default=None, ge=0, description="readyReplicas that answer.")
     usage: Usage | None = Field(default=None, description="usage of the service.")

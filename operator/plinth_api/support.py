@@ -56,7 +56,6 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
         "spec.method.adaptionPrompt": ANY,
     },
     "ModelService": {
-        "spec.adapters": ANY,
         "spec.engine": {"vllm"},
         "spec.rollout.canary": ANY,
         # Kueue takes no RayService, and no cluster that scales by itself.

@@ -50,8 +50,21 @@ def service_problems(service: ModelService) -> list[Problem]:
     """Every conflict in a service's spec."""
     return [
         *_model_uri_problems("spec.model.uri", service.spec.model.uri),
+        *_adapter_problems(service),
         *_limit_problems(service.spec.limits),
     ]
+
+
+def _adapter_problems(service: ModelService) -> Iterator[Problem]:
+    names = {service.metadata.name}
+    for index, adapter in enumerate(service.spec.adapters or ()):
+        path = f"spec.adapters[{index}]"
+        yield from _model_uri_problems(f"{path}.uri", adapter.uri)
+        if adapter.name in names:
+            yield Problem(f"{path}.name", f"{adapter.name} is the name of the service or of another adapter; change it")
+        names.add(adapter.name)
+    if service.spec.adapters and service.spec.task not in ("auto", "generate"):
+        yield Problem("spec.adapters", f"not supported yet: adapters beside a model with task = {service.spec.task}")
 
 
 def _limit_problems(limits: Limits) -> Iterator[Problem]:

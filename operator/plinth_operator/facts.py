@@ -199,7 +199,12 @@ class RunFacts:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaState:
-    """What the state endpoint of a service answered (plinth_workloads.serving)."""
+    """What the state endpoint of a service answered (plinth_workloads.serving).
+
+    Attributes:
+        adapters: Name and URI of each adapter that answers.
+        adapter_errors: Name of each that does not, and why.
+    """
 
     model_uri: str
     target_uri: str
@@ -207,6 +212,8 @@ class ReplicaState:
     read_at: datetime
     has_no_keys: bool = False
     prompt_hash: str = ""
+    adapters: tuple[tuple[str, str], ...] = ()
+    adapter_errors: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,8 @@ def replica_state(body: bytes, now: datetime) -> ReplicaState:
         read_at=now,
         has_no_keys=found.api_keys == 0,
         prompt_hash=found.prompt_hash,
+        adapters=tuple((adapter.name, adapter.uri) for adapter in found.adapters if adapter.uri),
+        adapter_errors=tuple((adapter.name, adapter.load_error) for adapter in found.adapters if adapter.load_error),
     )
 
 

@@ -62,7 +62,7 @@ def plan_service(
     versions = _known_versions(look, aliases)
     held = missing_cause(service, seen, aliases, versions, settings)
     if held is not None:
-        plan = _report(look, ServiceVerdict("Pending", held))
+        plan = _report(look, _refused(seen, ServeModel(uri=old.model.uri if old.model else ""), held))
         return replace(plan, want_versions=aliases, requeue_seconds=10.0)
     missing = tuple(uri for uri in aliases if uri not in versions)
     if missing:
@@ -76,10 +76,12 @@ def plan_service(
 def _known_versions(look: _Look, aliases: tuple[str, ...]) -> Mapping[str, str]:
     """What MLflow has said, else the version that is in use: MLflow being away stops no service that runs."""
     known = {uri: look.seen.versions[uri] for uri in aliases if uri in look.seen.versions}
-    used = look.old.model.uri if look.old.model else ""
+    used = [look.old.model.uri] if look.old.model else []
+    used += [adapter.uri for adapter in look.old.adapters or ()]
     for uri in aliases:
-        if not known.get(uri) and used.startswith(f"{uri.split('@')[0]}/") and look.seen.ray_services:
-            known[uri] = used
+        before = next((one for one in used if one.startswith(f"{uri.split('@')[0]}/")), None)
+        if not known.get(uri) and before is not None and look.seen.ray_services:
+            known[uri] = before
     return known
 
 

@@ -152,6 +152,9 @@ def service_cause(
     if replica is not None and replica.load_error:
         target = replica.target_uri or replica.model_uri
         return Cause("ModelLoadFailed", f"{target} cannot be served: {shorten(replica.load_error)}")
+    if replica is not None and replica.adapter_errors:
+        name, why = replica.adapter_errors[0]
+        return Cause("ModelLoadFailed", f"adapter {name} cannot be served: {shorten(why)}")
     if replica is not None and replica.has_no_keys:
         what = "the Secret of spec.access.apiKeySecretRef does not exist or has no value"
         return Cause(

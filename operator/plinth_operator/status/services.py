@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from plinth_api.run import ServeModel
-from plinth_api.status import ModelStatus, ServicePhase, ServiceStatus, Usage
+from plinth_api.status import AdapterStatus, ModelStatus, ServicePhase, ServiceStatus, Usage
 from plinth_operator.facts import PodFacts, RayClusterFacts, RayServiceFacts, ReplicaState
 from plinth_operator.status.causes import service_cause
 from plinth_operator.status.conditions import MOST_CHARACTERS, kstatus_conditions, set_condition
@@ -20,22 +20,24 @@ class ServiceVerdict:
     Attributes:
         phase: The phase to show.
         cause: Why it is no further; None where all is as it should be.
-        accepted: Whether the spec can be carried out.
         model_uri: The version that answers requests; empty while none does.
+        adapters: Name and URI of each adapter that answers beside it.
         prompt_hash: With which beginning of chats; empty for none.
         replicas: Worker pods there are, and of them ready.
         change: What a change of the cluster that is under way takes; empty where there is none.
         answering: Whether a request would be answered now.
+        accepted: Whether the spec can be carried out.
     """
 
     phase: ServicePhase
     cause: Cause | None
-    accepted: bool = True
     model_uri: str = ""
+    adapters: tuple[tuple[str, str], ...] = ()
     prompt_hash: str = ""
     replicas: tuple[int, int] = (0, 0)
     change: str = ""
     answering: bool = False
+    accepted: bool = True
 
 
 def service_verdict(
@@ -63,6 +65,7 @@ def service_verdict(
     cause = service_cause(ray_service, pods, clusters, replica)
     answering = ray_service.ready and replica is not None and bool(replica.model_uri)
     used, prompt = (replica.model_uri, replica.prompt_hash) if replica else ("", "")
+    adapters = replica.adapters if replica else ()
     change = ""
     if ray_service.pending is not None and ray_service.active is not None:
         change = "a second cluster is started beside the one that answers: until then twice the machines are held"
@@ -71,13 +74,12 @@ def service_verdict(
         phase: ServicePhase = "Degraded" if answered and cause else "Starting"
         if cause is not None and cause.reason == "RayServiceInvalid" and not answered:
             phase = "Failed"
-        return ServiceVerdict(phase, cause, model_uri=used, prompt_hash=prompt, replicas=replicas, change=change)
+        return ServiceVerdict(phase, cause, used, adapters, prompt, replicas=replicas, change=change)
     phase = "Degraded" if cause else "Ready"
-    if change or (used, prompt) != (target.uri, target.prompt_hash):
+    wanted = {(adapter.name, adapter.uri) for adapter in target.adapters}
+    if change or (used, prompt) != (target.uri, target.prompt_hash) or (set(adapters) != wanted and not cause):
         phase = "Updating"
-    return ServiceVerdict(
-        phase, cause, model_uri=used, prompt_hash=prompt, replicas=replicas, change=change, answering=True
-    )
+    return ServiceVerdict(phase, cause, used, adapters, prompt, replicas=replicas, change=change, answering=True)
 
 
 def build_service_status(
@@ -124,11 +126,16 @@ def build_service_status(
         ),
         url=url or old.url,
         model=_model(verdict.model_uri, verdict.prompt_hash) or old.model,
+        adapters=_adapters(verdict) if verdict.model_uri else old.adapters,
         replicas=total,
         ready_replicas=ready,
         usage=Usage(gpus=gpus),
     )
     return status.to_wire()
+
+
+def _adapters(verdict: ServiceVerdict) -> tuple[AdapterStatus, ...] | None:
+    return tuple(AdapterStatus(name=name, uri=uri) for name, uri in verdict.adapters) or None
 
 
 def _model(uri: str, prompt_hash: str) -> ModelStatus | None:

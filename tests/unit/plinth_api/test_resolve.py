@@ -258,6 +258,7 @@ def test_service():
         "task": "auto",
         "model": {
             "uri": "models:/a.tiny-chat/2",
+            "adapters": [],
             "limits": {"maxBodyBytes": 4 * 2**20, "requestTimeoutSeconds": 600},
         },
         "trackingUri": "http://mlflow",
@@ -266,6 +267,18 @@ def test_service():
         "scaling": {"minReplicas": 1, "maxReplicas": 3, "targetOngoingRequests": 16},
         "workDir": "/work",
     }
+
+
+def test_adapters_of_a_service_are_pinned_to_their_versions():
+    adapters = [{"name": "docs", "uri": "models:/docs@champion"}, {"name": "tests", "uri": "pvc://adapters/tests"}]
+    service = make_model_service(model={"uri": "models:/tiny/1"}, adapters=adapters)
+    assert referenced_aliases(service, "a.") == ("models:/a.docs@champion",)
+    settings = make_resolve_settings(registry_prefix="a.")
+    run = resolve_serve_run(service, settings, {"models:/a.docs@champion": "models:/a.docs/4"})
+    assert [(one.name, one.uri) for one in run.model.adapters] == [
+        ("docs", "models:/a.docs/4"),
+        ("tests", f"file://{settings.volume_root}/adapters/tests"),
+    ]
 
 
 def test_limits_of_a_service_are_numbers_and_the_same_where_none_are_given():

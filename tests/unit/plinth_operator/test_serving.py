@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from plinth_api.service_state import ServiceState
+from plinth_api.service_state import AdapterState, ServiceState
 from plinth_operator.facts import ReplicaState
 from plinth_operator.serving import replica_state
 
@@ -25,6 +25,16 @@ def test_a_replica_that_could_not_load_has_no_version():
     assert read(model_uri=URI, loaded=True, api_keys=0) == ReplicaState(URI, URI, "", NOW, has_no_keys=True)
     assert read(model_uri=URI, loaded=True, api_keys=2) == ReplicaState(URI, URI, "", NOW)
     assert read(load_error="there is no such model") == ReplicaState("", URI, "there is no such model", NOW)
+
+
+def test_adapters_are_those_that_answer_and_why_the_others_do_not():
+    told = (
+        AdapterState(name="docs", uri="models:/docs/2", target_uri="models:/docs/3", load_error="it is damaged"),
+        AdapterState(name="tests", target_uri="models:/tests/1"),
+    )
+    found = read(model_uri=URI, loaded=True, adapters=told)
+    assert found.adapters == (("docs", "models:/docs/2"),)
+    assert found.adapter_errors == (("docs", "it is damaged"),)
 
 
 def test_what_another_version_of_the_image_tells_besides_is_passed_over():

@@ -14,6 +14,7 @@ from plinth_workloads.serving.engine import (
     GenerationFailed,
     InvalidParameter,
     InvalidPrompt,
+    UnknownAdapter,
 )
 from plinth_workloads.serving.limits import RequestTimedOut
 from plinth_workloads.serving.protocol import ErrorBody, ErrorDetail
@@ -41,9 +42,9 @@ class ApiError(Exception):
         )
 
 
-def unknown_model(asked: str, served: str) -> ApiError:
+def unknown_model(asked: str, *served: str) -> ApiError:
     """The answer to a request for a model that is not served here."""
-    message = f"the model {asked!r} does not exist; this service serves {served!r}"
+    message = f"the model {asked!r} does not exist; this service serves {', '.join(map(repr, served))}"
     return ApiError(404, ErrorDetail(message=message, type=_INVALID, param="model", code="model_not_found"))
 
 
@@ -92,7 +93,7 @@ def api_error_from(error: Exception) -> ApiError:
             return ApiError(400, detail)
         case EngineOverloaded():
             return _api_error(429, error, "rate_limit_error", "rate_limit_exceeded", retry_after_seconds=1)
-        case ModelNotReady():
+        case ModelNotReady() | UnknownAdapter():
             return _api_error(503, error, _SERVER, "model_not_ready", retry_after_seconds=5)
         case GenerationFailed():
             return _api_error(500, error, _SERVER, "generation_failed")

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from plinth_api.quantity import whole_cpus
 from plinth_api.run import ServeModel, ServeRun
+from plinth_workloads.errors import UserError
 from plinth_workloads.serving.api_keys import ApiKeys
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.engine import ModelEngine
@@ -83,18 +84,19 @@ class Replica:
     def __init__(self, run: dict[str, Any]) -> None:
         """Take a ServeRun in wire form; nothing is loaded before `reconfigure`."""
         self._run = ServeRun.model_validate(run)
-        self._served = ServedModel(partial(_make_engine, self._run))
+        self._served = ServedModel(partial(_make_engine, self._run), fetch_adapter=partial(_fetch_adapter, self._run))
         keys = ApiKeys(Path(self._run.api_keys_dir)) if self._run.api_keys_dir else None
         self.asgi = build_asgi(self._served, name=self._run.name, keys=keys, front_repeats_ids=True)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Serve a version within limits, a ServeModel in wire form.
+        """Serve a version and its adapters within limits, a ServeModel in wire form.
 
         Returns while the version loads: the old one answers until then, and the first replica tells its progress on
         /health. A replica that is added to others waits instead, as Serve sends it requests once this returns.
         """
         is_first_load, wanted = self._served.target_uri == "", ServeModel.model_validate(user_config)
         self._served.limits = wanted.limits
+        self._served.set_adapters({adapter.name: adapter.uri for adapter in wanted.adapters})
         self._served.set_target(wanted.uri, wanted.prompt)
         if is_first_load and await asyncio.to_thread(_others_are_running):
             await self._served.wait_loaded()
@@ -111,6 +113,17 @@ def _others_are_running() -> bool:
     deployment = application.deployments.get(context.deployment) if application else None
     # The keys are members of a str enum that Ray does not export.
     return deployment is not None and cast(dict[str, int], deployment.replica_states).get("RUNNING", 0) > 0
+
+
+def _fetch_adapter(run: ServeRun, uri: str, model_uri: str) -> Path:
+    from plinth_workloads.models.adapters import adapter_base_uri
+    from plinth_workloads.models.fetch import fetch_model
+
+    folder = fetch_model(uri, tracking_uri=run.tracking_uri, cache_dir=Path(run.work_dir) / "models")
+    base = adapter_base_uri(folder) or ""
+    if base != model_uri and base.startswith("models:/") and model_uri.startswith("models:/"):
+        raise UserError("ModelLoadFailed", f"{uri} was trained for {base}, and {model_uri} is served")
+    return folder
 
 
 def _make_engine(run: ServeRun, uri: str) -> ModelEngine:

@@ -28,6 +28,7 @@ from plinth_workloads.serving.engine import (
     InvalidParameter,
     InvalidPrompt,
     TokenDelta,
+    UnknownAdapter,
 )
 from plinth_workloads.serving.limits import RequestTimedOut, within
 from plinth_workloads.serving.metrics import MODEL_NAME, CountAnswers, ServiceMetrics
@@ -61,6 +62,7 @@ _ANSWERED_ERRORS = (
     ModelNotReady,
     RequestTimedOut,
     RequestValidationError,
+    UnknownAdapter,
     Exception,
 )
 
@@ -102,7 +104,16 @@ def build_asgi(
     metrics = ServiceMetrics(name, stats=lambda: served.engine.stats() if served.engine else None)
     created = now_seconds()
 
-    def model_card() -> ModelCard:
+    def model_cards() -> list[ModelCard]:
+        base = base_card()
+        adapters = served.adapters
+        of_adapters = [
+            base.model_copy(update={"id": adapter, "root": adapters.uri_of(adapter), "parent": name})
+            for adapter in adapters.names
+        ]
+        return [base, *of_adapters]
+
+    def base_card() -> ModelCard:
         context_length = served.engine.context_length if served.engine else None
         return ModelCard(
             id=name,
@@ -114,22 +125,23 @@ def build_asgi(
 
     @app.get("/v1/models")
     async def list_models() -> ModelList:
-        return ModelList(data=[model_card()])
+        return ModelList(data=model_cards())
 
     @app.get("/v1/models/{model}")
     async def get_model(model: str) -> ModelCard:
-        if model != name:
-            raise unknown_model(model, name)
-        return model_card()
+        found = next((card for card in model_cards() if card.id == model), None)
+        if found is None:
+            raise unknown_model(model, name, *served.adapters.names)
+        return found
 
     @app.post("/v1/completions")
     async def complete(body: CompletionBody, request: Request) -> Response:
-        answer = CompletionAnswer(name, with_logprobs=body.num_logprobs is not None)
+        answer = CompletionAnswer(body.model, with_logprobs=body.num_logprobs is not None)
         return await _answer(served, name, metrics, body, answer, request)
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
-        answer = ChatAnswer(name, with_logprobs=body.num_logprobs is not None, tools=body.tool_use)
+        answer = ChatAnswer(body.model, with_logprobs=body.num_logprobs is not None, tools=body.tool_use)
         return await _answer(served, name, metrics, body, answer, request)
 
     add_encoder_routes(app, served, name=name, metrics=metrics)
@@ -157,13 +169,14 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 async def _answer(
     served: ServedModel, name: str, metrics: ServiceMetrics, body: Body, answer: Answer, request: Request
 ) -> Response:
-    if body.model != name:
-        raise unknown_model(body.model, name)
-    setattr(request.state, MODEL_NAME, name)
+    adapter = None if body.model == name else body.model
+    if adapter is not None and adapter not in served.adapters.names:
+        raise unknown_model(body.model, name, *served.adapters.names)
+    setattr(request.state, MODEL_NAME, body.model)
     seconds = served.limits.request_timeout_seconds
     deadline = asyncio.get_running_loop().time() + seconds + _LAST_EVENT_SECONDS
-    in_time = within(generate_choices(served, body), seconds=seconds)
-    deltas = metrics.measured(in_time, model_name=name, num_choices=body.n)
+    in_time = within(generate_choices(served, body, adapter), seconds=seconds)
+    deltas = metrics.measured(in_time, model_name=body.model, num_choices=body.n)
     if not body.stream:
         return await unless_gone(request, _whole_answer(deltas, body, answer))
     # The first piece is awaited before the status is sent, so that a refusal is a status and not an event.

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from plinth_api.model_service import PromptTemplate
 from plinth_api.run import ServeLimits
@@ -42,14 +42,18 @@ class UsageCount:
         return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
-async def generate_choices(served: ServedModel, body: Body) -> Deltas:
+async def generate_choices(served: ServedModel, body: Body, adapter: str | None = None) -> Deltas:
     """Pieces of all choices as they are made, each with the index of its choice: prompt * n + number.
 
-    Closing the generator cancels what still runs. All choices come from the version that was in service at the start.
+    Closing the generator cancels what still runs. All choices come from the version that was in service at the start,
+    with `adapter` where that is given.
     """
     with served.lease() as version:
         engine = generator_of(version.engine)
-        requests = await asyncio.to_thread(_requests_of, engine, version.prompt, body, served.limits)
+        if adapter is not None:
+            served.check_adapter(version, adapter)
+        made = await asyncio.to_thread(_requests_of, engine, version.prompt, body, served.limits)
+        requests = [replace(request, adapter=adapter) for request in made]
         async with aclosing(_merged(engine, requests)) as deltas:
             async for index, delta in deltas:
                 yield index, delta

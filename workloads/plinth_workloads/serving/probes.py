@@ -70,6 +70,7 @@ def _state(served: ServedModel, name: str, metrics: ServiceMetrics, keys: ApiKey
         target_uri=served.target_uri,
         loaded=engine is not None,
         load_error=served.load_error,
+        adapters=served.adapter_states(),
         prompt_hash=served.prompt_hash,
         api_keys=None if keys is None else len(keys),
         context_length=engine.context_length if engine else None,

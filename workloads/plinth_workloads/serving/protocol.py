@@ -355,13 +355,14 @@ class ChatChunk(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """One served model; `root` is the URI of its version, `task` what it does."""
+    """One served model; `root` is its version, `task` what it does, `parent` the model that an adapter is for."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "plinth"
     root: str
+    parent: str | None = None
     max_model_len: int | None
     task: ServingTask | None
 

@@ -5,15 +5,19 @@ Enters: the URI of a version, now and then. Leaves: an engine for each request, 
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, repeat
+from pathlib import Path
+from typing import cast
 
 from plinth_api.model_service import PromptTemplate
 from plinth_api.run import ServeLimits
+from plinth_api.service_state import AdapterState
 from plinth_workloads.errors import UserError
-from plinth_workloads.serving.engine import GenerationFailed, ModelEngine
+from plinth_workloads.serving.engine import Engine, GenerationFailed, ModelEngine
+from plinth_workloads.serving.served_adapters import FetchAdapter, ServedAdapters
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +25,10 @@ EngineFactory = Callable[[str], ModelEngine]
 """From a model's URI to an engine that was not started; blocks while it loads, and raises UserError."""
 
 _RETRY_SECONDS = (5.0, 15.0, 60.0)
+
+
+def _no_adapters(uri: str, model_uri: str) -> Path:
+    raise UserError("ModelLoadFailed", f"{uri}: this service has no way to adapters")
 
 
 class ModelNotReady(Exception):
@@ -37,11 +45,12 @@ class ModelNotReady(Exception):
 
 @dataclass(eq=False)
 class Version:
-    """A model in service, and what chats with it start with."""
+    """A model in service, what chats with it start with, and the URIs of its adapters by name."""
 
     uri: str
     engine: ModelEngine
     prompt: PromptTemplate | None = None
+    adapters: dict[str, str] = field(default_factory=dict)
     leases: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -52,15 +61,23 @@ class ServedModel:
     Attributes:
         target_uri: The version that is wanted.
         load_error: Why it could not be loaded, if so; a version that was in service before stays in service.
+        adapters: Those that are wanted beside the model.
         limits: What a request may ask for, whichever version answers; may be set at any time.
     """
 
-    def __init__(self, make_engine: EngineFactory, *, retry_seconds: tuple[float, ...] = _RETRY_SECONDS) -> None:
+    def __init__(
+        self,
+        make_engine: EngineFactory,
+        *,
+        fetch_adapter: FetchAdapter = _no_adapters,
+        retry_seconds: tuple[float, ...] = _RETRY_SECONDS,
+    ) -> None:
         self._make_engine = make_engine
+        self.adapters = ServedAdapters(fetch_adapter)
         self._retry_seconds = retry_seconds
         self._version: Version | None = None
         self._loading: asyncio.Task[None] | None = None
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._one_load = asyncio.Lock()
         self._failed_for_good = False
         self._target_prompt: PromptTemplate | None = None
@@ -98,6 +115,16 @@ class ServedModel:
         self.target_uri, self.load_error, self._failed_for_good = uri, None, False
         if uri != self.uri:
             self._loading = asyncio.create_task(self._load(uri))
+
+    def set_adapters(self, adapters: Mapping[str, str]) -> None:
+        """Begin to attach these adapters, URIs by name, and to let go of others; the model answers meanwhile."""
+        self.adapters.want(adapters)
+        if self._version is not None:
+            self._keep(asyncio.create_task(self._converge_adapters(self._version)))
+
+    def adapter_states(self) -> tuple[AdapterState, ...]:
+        """What is said of each adapter that is wanted."""
+        return self.adapters.state(self._version.adapters if self._version else {})
 
     async def wait_loaded(self) -> None:
         """Return when loading ended, well or not."""
@@ -139,6 +166,15 @@ class ServedModel:
         if self._version is not None:
             await self._version.engine.stop()
 
+    def check_adapter(self, version: Version, name: str) -> None:
+        """Raise where a wanted adapter is not attached to a version.
+
+        Raises:
+            ModelNotReady: With the reason.
+        """
+        if name not in version.adapters:
+            raise ModelNotReady(f"adapter {name} is not ready: {self.adapters.why_not(name)}", failed=False)
+
     def _not_ready(self) -> ModelNotReady:
         if self.load_error is None:
             return ModelNotReady(f"{self.target_uri} is being loaded", failed=False)
@@ -157,7 +193,9 @@ class ServedModel:
                 logger.exception("loading %s failed", uri)
                 self.load_error = f"{type(error).__name__}: {error}"
             else:
-                self._swap(Version(uri, engine, self._target_prompt))
+                version = Version(uri, engine, self._target_prompt)
+                await self._converge_adapters(version)
+                self._swap(version)
                 return
             logger.error("model %s: %s", uri, self.load_error)
             if self._failed_for_good:
@@ -183,9 +221,17 @@ class ServedModel:
         self.load_error = None
         logger.info("model %s is in service", version.uri)
         if old is not None:
-            task = asyncio.create_task(_retire(old))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            self._keep(asyncio.create_task(_retire(old)))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _converge_adapters(self, version: Version) -> None:
+        if version.engine.task == "generate":
+            await self.adapters.converge(cast(Engine, version.engine), version.uri, version.adapters)
+        else:
+            self.adapters.refuse("adapters are served beside models that generate text")
 
 
 async def _retire(version: Version) -> None:

@@ -100,6 +100,38 @@ def test_it_is_ready_only_when_its_prompt_is_in_service():
     assert (told["phase"], told["model"]["promptHash"]) == ("Ready", wanted.prompt_hash)
 
 
+DOCS = {"adapters": [{"name": "docs", "uri": "models:/docs@champion"}]}
+DOCS_ALIAS, DOCS_2 = "models:/team-a.docs@champion", "models:/team-a.docs/2"
+
+
+def test_it_is_ready_only_when_its_adapters_are_in_service():
+    before = made(versions={ALIAS: V3, DOCS_ALIAS: DOCS_2})
+    found = plan(before, **DOCS)
+    assert DOCS_2 in found.children[0]["spec"]["serveConfigV2"]
+    assert found.status["phase"] == "Updating"
+    assert "adapters" not in found.status
+    told = plan(replace(before, replica=ReplicaState(V3, V3, "", NOW, adapters=(("docs", DOCS_2),))), **DOCS).status
+    assert (told["phase"], told["adapters"]) == ("Ready", [{"name": "docs", "uri": DOCS_2}])
+
+
+def test_an_adapter_that_is_not_there_yet_holds_up_its_service_and_ends_none():
+    versions = {ALIAS: V3, DOCS_ALIAS: ""}
+    new = plan(replace(SEEN, versions=versions), **DOCS)
+    assert (new.children, new.status["phase"], new.status["reason"]) == ((), "Pending", "ModelNotFound")
+    running = plan(made(versions=versions), plan(made()).status, **DOCS)
+    assert (running.children, running.deletions) == ((), ())
+    assert (running.status["phase"], running.status["model"]["uri"]) == ("Degraded", V3)
+
+
+def test_while_mlflow_is_away_the_adapters_in_use_stay():
+    before = made(versions={ALIAS: V3, DOCS_ALIAS: DOCS_2})
+    replica = ReplicaState(V3, V3, "", NOW, adapters=(("docs", DOCS_2),))
+    status = plan(replace(before, replica=replica), **DOCS).status
+    away = plan(replace(before, replica=replica, versions={}, tracking_error="away"), status, **DOCS)
+    assert away.status["phase"] == "Ready"
+    assert DOCS_2 in away.children[0]["spec"]["serveConfigV2"]
+
+
 def test_a_surge_makes_one_change_at_a_time():
     before = made()
     (first,) = plan(replace(before, versions={ALIAS: V4}), **OTHER_IMAGE).children

@@ -290,6 +290,12 @@ DEPLOY_FAILED = application("DEPLOY_FAILED", "Deploying app 'plinth' failed: no 
 SERVICES = [
     ("a model that cannot be loaded", {"replica": replica("no config.json")}, "ModelLoadFailed", "models:/pycode/4"),
     ("the only model", {"replica": replica("no config.json", "")}, "ModelLoadFailed", "models:/pycode/3"),
+    (
+        "an adapter that cannot be loaded",
+        {"replica": replace(replica(), adapter_errors=(("docs", "it is for another model"),))},
+        "ModelLoadFailed",
+        "adapter docs cannot be served: it is for another model",
+    ),
     ("no API key", {"replica": replace(replica(), has_no_keys=True)}, "SecretNotFound", "apiKeySecretRef"),
     ("a pod without its image", {"pods": [waiting_pod("ErrImagePull", "not found")]}, "ImagePullFailed", "not found"),
     (

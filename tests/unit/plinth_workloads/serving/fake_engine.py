@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from plinth_api.run import ServingTask
@@ -22,6 +23,7 @@ class FakeEngine:
         self.messages: Sequence[ChatMessage] = ()
         self.tools: Sequence[Mapping[str, Any]] = ()
         self.is_stopped = False
+        self.adapters: dict[str, Path] = {}
 
     @property
     def task(self) -> ServingTask:
@@ -52,6 +54,12 @@ class FakeEngine:
                 yield TokenDelta(word, len(request.prompt_ids), made, "stop" if is_last else None)
         finally:
             self.num_running -= 1
+
+    async def attach_adapter(self, name: str, folder: Path) -> None:
+        self.adapters[name] = folder
+
+    async def detach_adapter(self, name: str) -> None:
+        del self.adapters[name]
 
     async def start(self) -> None:
         pass

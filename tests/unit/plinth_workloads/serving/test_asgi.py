@@ -291,6 +291,7 @@ async def test_state_counts_requests_and_tokens():
         "modelUri": "models:/m/1",
         "targetUri": "models:/m/1",
         "loaded": True,
+        "adapters": [],
         "promptHash": "",
         "contextLength": CONTEXT_LENGTH,
         "waiting": 0,
