@@ -25,8 +25,9 @@ from plinth_workloads.serving.torch_engine import TorchEngine
 from record import spread, write_record
 from turns import take_turns
 
-_CLIENTS = 32
-_PROMPT_TOKENS = 64
+_END = "<end>"
+CLIENTS = 32
+PROMPT_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +77,11 @@ def make_model(subject: Subject, device: torch.device) -> Any:
 
 
 def make_tokenizer(vocab_size: int) -> Any:
-    """Whose every token is a word, so that each has text to be sent."""
-    vocab = {f"w{number} ": number for number in range(vocab_size)}
+    """Whose every token is a word, so that each has text to be sent; the one that ends a text, the model has not."""
+    vocab = {**{f"w{number} ": number for number in range(vocab_size)}, _END: vocab_size}
     tokenizer = Tokenizer(models.WordLevel(vocab=vocab, unk_token="w0 "))
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="w0 ", eos_token=_END)
 
 
 class Sides:
@@ -92,8 +93,7 @@ class Sides:
         self.engine = TorchEngine(
             make_model(subject, device),
             make_tokenizer(subject.config["vocab_size"]),
-            max_batch_size=_CLIENTS,
-            max_step_tokens=2048 if device.type == "cuda" else 128,
+            max_batch_size=CLIENTS,
         )
         self._generator = torch.Generator().manual_seed(1)
 
@@ -101,7 +101,7 @@ class Sides:
         """New ones each time, so that no beginning was read before."""
         vocab_size = self.subject.config["vocab_size"]
         drawn: list[list[int]] = torch.randint(
-            vocab_size, (num_clients, _PROMPT_TOKENS), generator=self._generator
+            vocab_size, (num_clients, PROMPT_TOKENS), generator=self._generator
         ).tolist()
         return drawn
 
@@ -158,9 +158,9 @@ def measure(subject: Subject, device: torch.device, *, rounds: int, with_peer: b
     alone = take_turns(blocks, rounds * 3, 1)
     if with_peer:
         blocks["peer"] = sides.peer
-    together = take_turns(blocks, rounds, _CLIENTS)
+    together = take_turns(blocks, rounds, CLIENTS)
     loop.run_until_complete(sides.engine.stop())
-    num_tokens = _CLIENTS * subject.new_tokens
+    num_tokens = CLIENTS * subject.new_tokens
     figures: dict[str, Any] = {
         "parameters": sides.model.num_parameters(),
         "tokens_per_second": {
@@ -195,7 +195,7 @@ def main() -> int:
     for name, found in figures.items():
         sys.stdout.write(f"{name}: {found}\n")
     if not arguments.no_record:
-        settings = {"clients": _CLIENTS, "prompt_tokens": _PROMPT_TOKENS, "rounds": arguments.rounds}
+        settings = {"clients": CLIENTS, "prompt_tokens": PROMPT_TOKENS, "rounds": arguments.rounds}
         new_tokens = {name: SUBJECTS[name].new_tokens for name in arguments.model}
         sys.stdout.write(f"{write_record('serve_engine', device, {**settings, 'new_tokens': new_tokens}, figures)}\n")
     return 0

@@ -4,7 +4,8 @@ A rule is written once, here in Python terms, and becomes both a pydantic check 
 CRD (API server), so that `kubectl apply` and `plinth validate` refuse the same files.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -93,6 +94,15 @@ class ApiModel(BaseModel):
                 {"rule": rule.cel, "message": rule.message} for rule in cls.rules
             ]
         return schema
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> Self:
+        """From what `to_wire` gives, also once it has been through something that makes lists of tuples.
+
+        Raises:
+            ValidationError: It is not that.
+        """
+        return cls.model_validate_json(json.dumps(wire))
 
     def to_wire(self) -> dict[str, Any]:
         """The model as plain JSON types with wire names, without the fields that are not set."""

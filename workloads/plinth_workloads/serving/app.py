@@ -31,9 +31,6 @@ MAX_WAITING = 128
 _MAX_ONGOING_REQUESTS = 2 * (MAX_BATCH_SIZE + MAX_WAITING)
 """More than the engine takes, so that the engine answers 429 instead of Serve letting requests wait unseen."""
 
-_STEP_TOKENS = {"cpu": 128, "cuda": 2048}
-"""Of a step: as few as keep the device busy, so that a prompt that is read holds others up for as short as can be."""
-
 _CACHE_SHARE = 0.5
 """Of the memory that is free once a version is loaded; the next version is loaded beside it."""
 
@@ -47,7 +44,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
     A change of `args` starts new replicas. So `model` and `scaling` may be left out of them, and be given in Serve's
     config for the deployment only, as user_config and as num_replicas or autoscaling_config, which win in any case.
     """
-    run = ServeRun.model_validate(args)
+    run = ServeRun.from_wire(args)
     options: dict[str, Any] = {
         "name": DEPLOYMENT,
         "ray_actor_options": {"num_cpus": whole_cpus(run.cpus), "num_gpus": run.gpus},
@@ -83,7 +80,7 @@ class Replica:
 
     def __init__(self, run: dict[str, Any]) -> None:
         """Take a ServeRun in wire form; nothing is loaded before `reconfigure`."""
-        self._run = ServeRun.model_validate(run)
+        self._run = ServeRun.from_wire(run)
         self._served = ServedModel(partial(_make_engine, self._run), fetch_adapter=partial(_fetch_adapter, self._run))
         keys = ApiKeys(Path(self._run.api_keys_dir)) if self._run.api_keys_dir else None
         self.asgi = build_asgi(self._served, name=self._run.name, keys=keys, front_repeats_ids=True)
@@ -94,7 +91,7 @@ class Replica:
         Returns while the version loads: the old one answers until then, and the first replica tells its progress on
         /health. A replica that is added to others waits instead, as Serve sends it requests once this returns.
         """
-        is_first_load, wanted = self._served.target_uri == "", ServeModel.model_validate(user_config)
+        is_first_load, wanted = self._served.target_uri == "", ServeModel.from_wire(user_config)
         self._served.limits = wanted.limits
         self._served.set_adapters({adapter.name: adapter.uri for adapter in wanted.adapters})
         self._served.set_target(wanted.uri, wanted.prompt)
@@ -152,6 +149,5 @@ def _make_engine(run: ServeRun, uri: str) -> ModelEngine:
         tokenizer,
         max_batch_size=MAX_BATCH_SIZE,
         max_waiting=MAX_WAITING,
-        max_step_tokens=_STEP_TOKENS[model.device.type],
         max_cache_bytes=int(free_bytes(model.device) * _CACHE_SHARE),
     )

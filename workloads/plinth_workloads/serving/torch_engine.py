@@ -41,6 +41,11 @@ logger = logging.getLogger(__name__)
 
 _DEFAULT_CONTEXT_LENGTH = 2048
 _HEALTH_POLL_SECONDS = 0.05
+_CUDA_STEP_TOKENS = 2048
+_CPU_STEP_TOKENS = (256, 1024)
+"""Fewer make products of matrices slow, more gain nothing."""
+_CPU_STEP_FLOPS = 2e10
+"""A fifth of a second on two cores, between these bounds."""
 
 
 class TorchEngine:
@@ -51,7 +56,8 @@ class TorchEngine:
         tokenizer: With a chat template, where chats are to be answered.
         max_batch_size: Rows that are decoded together.
         max_waiting: Requests that may wait for a row; more raise EngineOverloaded.
-        max_step_tokens: Tokens that one step reads, of prompts and of rows that make text together.
+        max_step_tokens: Tokens that one step reads, of prompts and of rows that make text together. Default: as few as
+            keep the device busy, so that a prompt that is read holds others up for as short as can be.
         max_cache_bytes: Of keys and values; one row of the context's length is held in any case.
         context_length: Default: the model's own.
         health_timeout_seconds: How long `check_health` waits for a token.
@@ -64,7 +70,7 @@ class TorchEngine:
         *,
         max_batch_size: int = 32,
         max_waiting: int = 128,
-        max_step_tokens: int = 128,
+        max_step_tokens: int | None = None,
         max_cache_bytes: int = 2**31,
         context_length: int | None = None,
         health_timeout_seconds: float = 30.0,
@@ -81,7 +87,11 @@ class TorchEngine:
             model, max_rows=max_batch_size, max_length=self._context_length, max_bytes=max_cache_bytes
         )
         self._worker = StepWorker(
-            model, self._batch, end_ids=end_ids, max_step_tokens=max_step_tokens, deliver=self._hand_over
+            model,
+            self._batch,
+            end_ids=end_ids,
+            max_step_tokens=max_step_tokens or _step_tokens_for(model),
+            deliver=self._hand_over,
         )
         self._adapters: dict[str, LoraAdapter] = {}
         self._open: set[Row] = set()
@@ -218,6 +228,13 @@ def _put_all(told: Sequence[Told]) -> None:
 def _batch_for(model: Any, *, max_rows: int, max_length: int, max_bytes: int) -> Batch:
     slotted = slotted_batch(model, max_rows=max_rows, max_length=max_length, max_bytes=max_bytes)
     return slotted or PaddedBatch(model, max_rows=max_rows, max_length=max_length)
+
+
+def _step_tokens_for(model: Any) -> int:
+    if model.device.type == "cuda":
+        return _CUDA_STEP_TOKENS
+    fewest, most = _CPU_STEP_TOKENS
+    return int(min(most, max(fewest, _CPU_STEP_FLOPS / (2 * model.num_parameters()))))
 
 
 def _context_length_of(model: Any) -> int:

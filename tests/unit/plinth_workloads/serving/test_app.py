@@ -6,7 +6,8 @@ A replica's engine is that of its task.
 import httpx
 import pytest
 
-from plinth_api.run import ServeRun
+from plinth_api.model_service import PromptExample, PromptTemplate
+from plinth_api.run import ServeAdapter, ServeModel, ServeRun
 from plinth_workloads.errors import UserError
 from plinth_workloads.serving.app import Replica, _make_engine, build_app
 from unit.plinth_workloads.serving.tiny_encoder import make_bert, make_classifier
@@ -71,6 +72,17 @@ async def test_limits_are_taken_over_by_a_replica_that_answers():
         await replica.reconfigure({"uri": "models:/m/1", "limits": {"maxBodyBytes": 1024}})
         after = await http.post("/v1/completions", content=b" " * 2000)
     assert (before.status_code, after.status_code) == (400, 413)
+
+
+@pytest.mark.anyio
+async def test_a_replica_takes_all_that_a_service_may_say_of_its_model():
+    prompt = PromptTemplate(system="short", examples=(PromptExample(user="a", assistant="b"),))
+    wanted = ServeModel(uri="models:/m/1", prompt=prompt, adapters=(ServeAdapter(name="docs", uri="models:/docs/2"),))
+    replica = Replica(ARGS)
+    replica._served.target_uri = "models:/m/1"
+    await replica.reconfigure(wanted.to_wire())
+    assert replica._served.adapters.names == ("docs",)
+    assert deployment(model=wanted.to_wire()).user_config == wanted.to_wire()
 
 
 def saved(model, folder):

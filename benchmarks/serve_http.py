@@ -1,0 +1,210 @@
+"""What HTTP costs: 32 clients who stream, through plain ASGI and through Ray Serve, beside the engine by itself.
+
+The light engine answers the same prompts in three ways that take turns: asked in its own process, behind uvicorn in a
+process beside, and as a service of Ray Serve as `plinth serve` starts it. Clients and servers share the machine's
+cores. Time to first token is measured at three quarters of what the service can do, with requests that come at random
+times.
+
+    python benchmarks/serve_http.py [--model small base] [--rounds 3]
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import torch
+
+from record import spread, write_record
+from serve_engine import CLIENTS, PROMPT_TOKENS, SUBJECTS, Sides, make_model, make_tokenizer
+from turns import take_turns
+
+_LOAD_SECONDS = 20.0
+_READY_SECONDS = 60.0
+
+
+def serve_plain(folder: str, port: int) -> None:
+    """The server process of plain ASGI."""
+    import uvicorn
+
+    from plinth_workloads.models.load import load_for_inference
+    from plinth_workloads.serving.asgi import build_asgi
+    from plinth_workloads.serving.served_model import ServedModel
+    from plinth_workloads.serving.torch_engine import TorchEngine
+
+    async def serve() -> None:
+        served = ServedModel(
+            lambda uri: TorchEngine(*load_for_inference(uri, tracking_uri="", cache_dir=Path(folder) / "cache"))
+        )
+        served.set_target(f"file://{folder}")
+        await served.wait_loaded()
+        await uvicorn.Server(uvicorn.Config(build_asgi(served, name="m"), port=port, log_level="warning")).serve()
+
+    asyncio.run(serve())
+
+
+@contextmanager
+def server(command: list[str]) -> Iterator[None]:
+    """A process that is ended."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+class Clients:
+    """Who asks a server, and what he waits for."""
+
+    def __init__(self, url: str, sides: Sides) -> None:
+        self._url, self._sides = url, sides
+        self._loop = asyncio.new_event_loop()
+
+    def all_at_once(self, num_clients: int) -> float:
+        """Seconds until all have their answers."""
+
+        async def run() -> float:
+            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+                prompts = self._sides.prompts(num_clients)
+                began = time.perf_counter()
+                await asyncio.gather(*(self._ask(session, prompt) for prompt in prompts))
+                return time.perf_counter() - began
+
+        return self._loop.run_until_complete(run())
+
+    def first_tokens(self, requests_per_second: float) -> list[float]:
+        """Seconds to the first token of requests that come at random times."""
+        random_times = random.Random(0)
+
+        async def run() -> list[float]:
+            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+                tasks, ends = [], time.monotonic() + _LOAD_SECONDS
+                while time.monotonic() < ends:
+                    tasks.append(asyncio.create_task(self._ask(session, self._sides.prompts(1)[0])))
+                    await asyncio.sleep(random_times.expovariate(requests_per_second))
+                return list(await asyncio.gather(*tasks))
+
+        return self._loop.run_until_complete(run())
+
+    async def _ask(self, session: aiohttp.ClientSession, prompt: list[int]) -> float:
+        new_tokens = self._sides.subject.new_tokens
+        body = {"model": "m", "prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "stream": True}
+        began, first, events = time.perf_counter(), 0.0, 0
+        async with session.post(f"{self._url}/v1/completions", json=body) as answer:
+            answer.raise_for_status()
+            async for line in answer.content:
+                if line.startswith(b"data: {"):
+                    first = first or time.perf_counter() - began
+                    events += 1
+        assert events == new_tokens
+        return first
+
+
+def measure(name: str, *, rounds: int) -> dict[str, Any]:
+    """All figures of one model."""
+    subject = SUBJECTS[name]
+    sides = Sides(subject, torch.device("cpu"))
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(sides.engine.start())
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        make_model(subject, torch.device("cpu")).save_pretrained(folder)
+        make_tokenizer(subject.config["vocab_size"]).save_pretrained(folder)
+        ports = [_free_port(), _free_port()]
+        stack.enter_context(server([sys.executable, __file__, "--plain", folder, str(ports[0])]))
+        document = Path(folder) / "serve.json"
+        model = {"uri": f"file://{folder}"}
+        run = {"name": "m", "engine": "torch", "trackingUri": "", "gpus": 0, "cpus": 1, "workDir": folder}
+        document.write_text(json.dumps({**run, "model": model}))
+        command = [sys.executable, "-m", "plinth_workloads.serve", str(document), "--port", str(ports[1])]
+        stack.enter_context(server(command))
+        plain, serve = (Clients(_ready(port), sides) for port in ports)
+        blocks: dict[str, Callable[[int], float]] = {
+            "engine": lambda clients: loop.run_until_complete(sides.ours(clients)),
+            "asgi": plain.all_at_once,
+            "ray_serve": serve.all_at_once,
+        }
+        seconds = take_turns(blocks, rounds, CLIENTS)
+        peak = CLIENTS / statistics.median(seconds["asgi"])
+        first = {"asgi": plain.first_tokens(0.75 * peak), "ray_serve": serve.first_tokens(0.75 * peak)}
+    loop.run_until_complete(sides.engine.stop())
+    num_tokens = CLIENTS * subject.new_tokens
+    return {
+        "tokens_per_second": {side: spread([num_tokens / one for one in took], 1) for side, took in seconds.items()},
+        "share_of_engine": {
+            side: spread([engine / one for engine, one in zip(seconds["engine"], seconds[side], strict=True)], 3)
+            for side in ("asgi", "ray_serve")
+        },
+        "load_requests_per_second": round(0.75 * peak, 2),
+        "seconds_to_first_token": {side: _percentiles(took) for side, took in first.items()},
+    }
+
+
+def _percentiles(seconds: list[float]) -> dict[str, float]:
+    hundredths = statistics.quantiles(seconds, n=100, method="inclusive")
+    p50, p99 = hundredths[49], hundredths[98]
+    return {"p50": round(p50, 4), "p99": round(p99, 4), "p99_over_p50": round(p99 / p50, 2), "count": len(seconds)}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _ready(port: int) -> str:
+    """The server's URL, once it answers."""
+    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + _READY_SECONDS
+
+    async def wait() -> None:
+        async with aiohttp.ClientSession() as session:
+            while time.monotonic() < deadline:
+                try:
+                    async with session.get(f"{url}/health") as answer:
+                        if answer.status == 200:
+                            return
+                except aiohttp.ClientError:
+                    pass
+                await asyncio.sleep(0.2)
+            raise TimeoutError(f"{url} does not answer")
+
+    asyncio.run(wait())
+    return url
+
+
+def main() -> int:
+    """Measure and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", choices=sorted(SUBJECTS), default=["small"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-record", action="store_true")
+    parser.add_argument("--plain", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.plain:
+        serve_plain(arguments.plain[0], int(arguments.plain[1]))
+        return 0
+    figures = {name: measure(name, rounds=arguments.rounds) for name in arguments.model}
+    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+    if not arguments.no_record:
+        settings = {"clients": CLIENTS, "prompt_tokens": PROMPT_TOKENS, "rounds": arguments.rounds}
+        packages = ("torch", "transformers", "ray", "uvicorn", "fastapi")
+        path = write_record("serve_http", torch.device("cpu"), settings, figures, packages=packages, has_own_load=True)
+        sys.stdout.write(f"{path}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
