@@ -128,6 +128,11 @@ bench-train: $(STAMP) ## The loop's overhead, throughput, checkpoints, the loss'
 	$(BIN)/python benchmarks/tune_peers.py
 	$(BIN)/python benchmarks/training_table.py
 
+.PHONY: bench-serve
+bench-serve: $(STAMP) ## The light engine beside transformers' and a bare loop, and what HTTP costs, ten minutes
+	$(BIN)/python benchmarks/serve_engine.py
+	$(BIN)/python benchmarks/serve_http.py
+
 .PHONY: bench-operator
 bench-operator: $(STAMP) cluster-binaries ## The operator's speed, memory and writes with 1,000 jobs, half an hour (SHORT=1: a tenth, no record)
 	PYTHONPATH=operator:tests $(BIN)/python benchmarks/reconcile.py $(if $(SHORT),--short)

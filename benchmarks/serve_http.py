@@ -30,6 +30,7 @@ from record import spread, write_record
 from serve_engine import CLIENTS, PROMPT_TOKENS, SUBJECTS, Sides, make_model, make_tokenizer
 from turns import take_turns
 
+_LOAD = 0.75
 _LOAD_SECONDS = 20.0
 _READY_SECONDS = 60.0
 
@@ -137,8 +138,11 @@ def measure(name: str, *, rounds: int) -> dict[str, Any]:
             "ray_serve": serve.all_at_once,
         }
         seconds = take_turns(blocks, rounds, CLIENTS)
-        peak = CLIENTS / statistics.median(seconds["asgi"])
-        first = {"asgi": plain.first_tokens(0.75 * peak), "ray_serve": serve.first_tokens(0.75 * peak)}
+        load = {side: _LOAD * CLIENTS / statistics.median(seconds[side]) for side in ("asgi", "ray_serve")}
+        first = {
+            "asgi": plain.first_tokens(load["asgi"]),
+            "ray_serve": serve.first_tokens(load["ray_serve"]),
+        }
     loop.run_until_complete(sides.engine.stop())
     num_tokens = CLIENTS * subject.new_tokens
     return {
@@ -147,7 +151,7 @@ def measure(name: str, *, rounds: int) -> dict[str, Any]:
             side: spread([engine / one for engine, one in zip(seconds["engine"], seconds[side], strict=True)], 3)
             for side in ("asgi", "ray_serve")
         },
-        "load_requests_per_second": round(0.75 * peak, 2),
+        "load_requests_per_second": {side: round(rate, 2) for side, rate in load.items()},
         "seconds_to_first_token": {side: _percentiles(took) for side, took in first.items()},
     }
 
