@@ -26,13 +26,14 @@ from record import spread, write_record
 from turns import take_turns
 
 _END = "<end>"
+_BARE_MUST, _ALONE_MUST = 0.8, 1.2
 CLIENTS = 32
 PROMPT_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A llama, and how many tokens each client has made; `peer` says what the ratio to the peer must be."""
+    """A llama, how many tokens each client has made, and what the ratio to the peer must be at least."""
 
     config: Mapping[str, int]
     new_tokens: int
@@ -192,13 +193,29 @@ def main() -> int:
         name: measure(SUBJECTS[name], device, rounds=arguments.rounds, with_peer=not arguments.no_peer)
         for name in arguments.model
     }
-    for name, found in figures.items():
-        sys.stdout.write(f"{name}: {found}\n")
+    missed = [line for name, found in figures.items() for line in _table(name, found) if line.endswith("MISSED")]
     if not arguments.no_record:
         settings = {"clients": CLIENTS, "prompt_tokens": PROMPT_TOKENS, "rounds": arguments.rounds}
         new_tokens = {name: SUBJECTS[name].new_tokens for name in arguments.model}
         sys.stdout.write(f"{write_record('serve_engine', device, {**settings, 'new_tokens': new_tokens}, figures)}\n")
-    return 0
+    return 1 if missed else 0
+
+
+def _table(name: str, figures: Mapping[str, Any]) -> list[str]:
+    """Ours, the bound and the peer with their ratios and what these must be; printed and returned."""
+    speeds, musts = figures["tokens_per_second"], {"bare": _BARE_MUST, "peer": SUBJECTS[name].peer}
+    lines = [f"{name}, {figures['parameters'] / 1e6:.1f}M: ours {speeds['ours']['median']:,.0f} tokens/s"]
+    for side, ratio in figures["ours_over"].items():
+        verdict = "ok" if ratio["median"] >= musts[side] else "MISSED"
+        theirs = f"{speeds[side]['median']:,.0f} tokens/s, ours {ratio['median']:.2f} times"
+        lines.append(f"  {side}: {theirs}, must be {musts[side]:g}: {verdict}")
+    alone = figures["one_client_seconds_per_token_over_bare"]["median"]
+    verdict = "ok" if alone <= _ALONE_MUST else "MISSED"
+    lines.append(
+        f"  one client: {alone:.2f} times the bare loop's time for a token, must be {_ALONE_MUST:g}: {verdict}"
+    )
+    sys.stdout.write("\n".join(lines) + "\n")
+    return lines
 
 
 if __name__ == "__main__":
