@@ -106,19 +106,21 @@ class Sides:
         ).tolist()
         return drawn
 
-    async def ours(self, num_clients: int) -> float:
-        """Through the engine."""
+    async def ours(self, num_clients: int, adapters: Sequence[str | None] = ()) -> float:
+        """Through the engine, each client with its adapter."""
         prompts = self.prompts(num_clients)
         sampling = SamplingParameters(max_tokens=self.subject.new_tokens, temperature=0)
 
-        async def ask(prompt: Sequence[int]) -> int:
+        async def ask(prompt: Sequence[int], adapter: str | None) -> int:
             made = 0
-            async for delta in self.engine.generate(GenerationRequest(tuple(prompt), sampling)):
+            async for delta in self.engine.generate(GenerationRequest(tuple(prompt), sampling, adapter)):
                 made = delta.num_completion_tokens
             return made
 
         began = time.perf_counter()
-        made = await asyncio.gather(*(ask(prompt) for prompt in prompts))
+        made = await asyncio.gather(
+            *(ask(*each) for each in zip(prompts, adapters or [None] * num_clients, strict=True))
+        )
         assert set(made) == {self.subject.new_tokens}
         return time.perf_counter() - began
 

@@ -1,0 +1,126 @@
+"""What LoRA adapters cost the light engine: 32 clients with 32 adapters, with one, and with none; and attaching one.
+
+The same llama and prompts as in serve_engine.py; adapters of rank 8 on all linear layers. The sides take turns. While
+32 clients are answered, adapters are attached one after another: the longest pause between two steps is compared with
+the median step.
+
+    python benchmarks/serve_adapters.py [--device cuda] [--model small base] [--rounds 5]
+"""
+
+import argparse
+import asyncio
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+
+from record import spread, write_record
+from serve_engine import CLIENTS, PROMPT_TOKENS, SUBJECTS, Sides, make_model
+from turns import take_turns
+
+_RANK = 8
+_MUST = 0.7
+_PAUSE_MUST = 2.0
+
+
+def make_adapters(name: str, folder: Path) -> list[Path]:
+    """A folder for each client, all different."""
+    adapted = get_peft_model(
+        make_model(SUBJECTS[name], torch.device("cpu")), LoraConfig(r=_RANK, target_modules="all-linear")
+    )
+    folders = []
+    for number in range(CLIENTS):
+        for weight_name, weight in adapted.named_parameters():
+            if "lora_" in weight_name:
+                torch.nn.init.normal_(weight, std=0.01)
+        folders.append(folder / f"adapter-{number}")
+        adapted.save_pretrained(str(folders[-1]))
+    return folders
+
+
+async def pauses(sides: Sides, folder: Path) -> dict[str, float]:
+    """Steps while adapters come and go, in milliseconds."""
+    worker, ends = sides.engine._worker, list[float]()
+    step = worker._step
+
+    def timed() -> None:
+        step()
+        ends.append(time.perf_counter())
+
+    worker._step = timed  # type: ignore[method-assign]
+    answers = asyncio.create_task(sides.ours(CLIENTS, [f"adapter-{number}" for number in range(CLIENTS)]))
+    while not answers.done():
+        await sides.engine.attach_adapter("another", folder)
+        await asyncio.sleep(0.05)
+    await answers
+    worker._step = step  # type: ignore[method-assign]
+    gaps = [1000 * (after - before) for before, after in pairwise(ends)]
+    decoding = gaps[len(gaps) // 4 :]
+    return {"median_ms": round(statistics.median(decoding), 2), "longest_ms": round(max(decoding), 2)}
+
+
+def measure(name: str, device: torch.device, *, rounds: int) -> dict[str, Any]:
+    """All figures of one model."""
+    sides, loop = Sides(SUBJECTS[name], device), asyncio.new_event_loop()
+    loop.run_until_complete(sides.engine.start())
+    with tempfile.TemporaryDirectory() as folder:
+        folders = make_adapters(name, Path(folder))
+        for adapter in folders:
+            loop.run_until_complete(sides.engine.attach_adapter(adapter.name, adapter))
+        wanted: dict[str, list[str | None]] = {
+            "none": [None] * CLIENTS,
+            "one": [folders[0].name] * CLIENTS,
+            "all": [adapter.name for adapter in folders],
+        }
+
+        def block(adapters: list[str | None]) -> Callable[[int], float]:
+            return lambda clients: loop.run_until_complete(sides.ours(clients, adapters))
+
+        seconds = take_turns({side: block(adapters) for side, adapters in wanted.items()}, rounds, CLIENTS)
+        steps = loop.run_until_complete(pauses(sides, folders[1]))
+    loop.run_until_complete(sides.engine.stop())
+    num_tokens = CLIENTS * SUBJECTS[name].new_tokens
+    return {
+        "tokens_per_second": {side: spread([num_tokens / one for one in took], 1) for side, took in seconds.items()},
+        "all_over": {
+            side: spread([other / ours for other, ours in zip(seconds[side], seconds["all"], strict=True)], 3)
+            for side in ("one", "none")
+        },
+        "steps_while_adapters_are_attached": steps,
+    }
+
+
+def main() -> int:
+    """Measure, write the record, and say whether the bounds hold."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", nargs="+", choices=sorted(SUBJECTS), default=list(SUBJECTS))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-record", action="store_true")
+    arguments = parser.parse_args()
+    device, missed = torch.device(arguments.device), False
+    figures = {name: measure(name, device, rounds=arguments.rounds) for name in arguments.model}
+    for name, found in figures.items():
+        ratio, steps = found["all_over"]["one"]["median"], found["steps_while_adapters_are_attached"]
+        pause = steps["longest_ms"] / steps["median_ms"]
+        missed |= ratio < _MUST or pause > _PAUSE_MUST
+        speeds = {side: f"{speed['median']:,.0f}" for side, speed in found["tokens_per_second"].items()}
+        sys.stdout.write(
+            f"{name}: {speeds} tokens/s; {CLIENTS} adapters over one {ratio:.2f}, must be {_MUST}; "
+            f"longest pause {pause:.1f} steps, must be {_PAUSE_MUST}\n"
+        )
+    if not arguments.no_record:
+        settings = {"clients": CLIENTS, "prompt_tokens": PROMPT_TOKENS, "rank": _RANK, "rounds": arguments.rounds}
+        sys.stdout.write(f"{write_record('serve_adapters', device, settings, figures)}\n")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
