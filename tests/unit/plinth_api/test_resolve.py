@@ -281,6 +281,12 @@ def test_adapters_of_a_service_are_pinned_to_their_versions():
     ]
 
 
+def test_an_adapter_has_not_the_name_of_its_service():
+    service = make_model_service(model={"uri": "models:/tiny/1"}, adapters=[{"name": "tiny", "uri": "models:/docs/1"}])
+    with pytest.raises(InvalidSpec, match=r"spec\.adapters\[0\]\.name: tiny is the name of the service"):
+        resolve_serve_run(service, make_resolve_settings(), {})
+
+
 def test_limits_of_a_service_are_numbers_and_the_same_where_none_are_given():
     def limits_of(**changes):
         return resolve_serve_run(
