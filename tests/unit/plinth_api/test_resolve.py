@@ -11,7 +11,6 @@ from makers import (
     DOCUMENT_MAKERS,
     Document,
     make_fine_tune_job,
-    make_model_service,
     make_pretrain_job,
     make_resolve_settings,
 )
@@ -22,12 +21,11 @@ from plinth_api.parse import KINDS, Job, parse_resource
 from plinth_api.resolve import (
     micro_batch_size,
     referenced_aliases,
-    resolve_serve_run,
     resolve_train_run,
     resolve_workers,
     spec_hash,
 )
-from plinth_api.run import ServeLimits, TrainRun
+from plinth_api.run import TrainRun
 
 CLUSTER = make_resolve_settings(registry_prefix="team-a.", run_id="r1", tags={"plinth.cluster": "c"})
 
@@ -241,63 +239,6 @@ def test_champion_and_base_are_left_to_the_workload():
     )
     assert referenced_aliases(job, "") == ()
     assert [rule.better_than for rule in resolve(job).evaluation.gate] == ["champion", "base"]
-
-
-def test_service():
-    service = make_model_service(scaling={"maxReplicas": 3}, compute={"perReplica": {"cpus": "2500m", "gpus": 1}})
-    assert referenced_aliases(service, "a.") == ("models:/a.tiny-chat@champion",)
-    run = resolve_serve_run(
-        service,
-        make_resolve_settings(registry_prefix="a."),
-        {"models:/a.tiny-chat@champion": "models:/a.tiny-chat/2"},
-    )
-    assert run.to_wire() == {
-        "version": 1,
-        "name": "tiny",
-        "engine": "torch",
-        "task": "auto",
-        "model": {
-            "uri": "models:/a.tiny-chat/2",
-            "adapters": [],
-            "limits": {"maxBodyBytes": 4 * 2**20, "requestTimeoutSeconds": 600},
-        },
-        "trackingUri": "http://mlflow",
-        "gpus": 1,
-        "cpus": 2.5,
-        "scaling": {"minReplicas": 1, "maxReplicas": 3, "targetOngoingRequests": 16},
-        "workDir": "/work",
-    }
-
-
-def test_adapters_of_a_service_are_pinned_to_their_versions():
-    adapters = [{"name": "docs", "uri": "models:/docs@champion"}, {"name": "tests", "uri": "pvc://adapters/tests"}]
-    service = make_model_service(model={"uri": "models:/tiny/1"}, adapters=adapters)
-    assert referenced_aliases(service, "a.") == ("models:/a.docs@champion",)
-    settings = make_resolve_settings(registry_prefix="a.")
-    run = resolve_serve_run(service, settings, {"models:/a.docs@champion": "models:/a.docs/4"})
-    assert [(one.name, one.uri) for one in run.model.adapters] == [
-        ("docs", "models:/a.docs/4"),
-        ("tests", f"file://{settings.volume_root}/adapters/tests"),
-    ]
-
-
-def test_an_adapter_has_not_the_name_of_its_service():
-    service = make_model_service(model={"uri": "models:/tiny/1"}, adapters=[{"name": "tiny", "uri": "models:/docs/1"}])
-    with pytest.raises(InvalidSpec, match=r"spec\.adapters\[0\]\.name: tiny is the name of the service"):
-        resolve_serve_run(service, make_resolve_settings(), {})
-
-
-def test_limits_of_a_service_are_numbers_and_the_same_where_none_are_given():
-    def limits_of(**changes):
-        return resolve_serve_run(
-            make_model_service(model={"uri": "models:/tiny/1"}, **changes), make_resolve_settings(), {}
-        ).model.limits
-
-    assert limits_of() == ServeLimits()
-    assert limits_of(limits={"maxBodyBytes": "2k"}).max_body_bytes == 2000
-    assert limits_of(limits={"maxBodyBytes": 2048}).max_body_bytes == 2048
-    given = {"maxPromptTokens": 1, "maxOutputTokens": 2, "requestTimeoutSeconds": 3}
-    assert limits_of(limits=given).to_wire() == {"maxBodyBytes": 4194304, **given}
 
 
 @pytest.mark.parametrize(
