@@ -21,13 +21,11 @@ class CachedRow:
     Attributes:
         length: Tokens of the row whose keys and values are kept.
         slot: Where; the batch's own.
-        num_reused: How many of them another row had left there.
         adapter: With which the row is computed; None for the model as it is.
     """
 
     length: int = 0
     slot: int = -1
-    num_reused: int = 0
     adapter: LoraAdapter | None = None
 
 
@@ -45,9 +43,6 @@ class Batch(Protocol):
     reads_in_pieces: bool
     """Whether the prompt of a row may come in several pieces; else it comes whole, and every row has a part in each
     step once it has begun."""
-
-    max_length: int
-    """Most tokens of a row."""
 
     adapters: LoraBank | None
     """With which rows may be computed; None where the batch has no way to do it."""

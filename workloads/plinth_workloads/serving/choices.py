@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from plinth_api.model_service import PromptTemplate
 from plinth_api.run import ServeLimits
@@ -52,15 +52,14 @@ async def generate_choices(served: ServedModel, body: Body, adapter: str | None 
         engine = generator_of(version.engine)
         if adapter is not None:
             served.check_adapter(version, adapter)
-        made = await asyncio.to_thread(_requests_of, engine, version.prompt, body, served.limits)
-        requests = [replace(request, adapter=adapter) for request in made]
+        requests = await asyncio.to_thread(_requests_of, engine, version.prompt, body, served.limits, adapter)
         async with aclosing(_merged(engine, requests)) as deltas:
             async for index, delta in deltas:
                 yield index, delta
 
 
 def _requests_of(
-    engine: Engine, prompt: PromptTemplate | None, body: Body, limits: ServeLimits
+    engine: Engine, prompt: PromptTemplate | None, body: Body, limits: ServeLimits, adapter: str | None
 ) -> list[GenerationRequest]:
     requests = []
     structure = body.structure
@@ -83,7 +82,7 @@ def _requests_of(
                 stop=body.stop,
                 structure=structure,
             )
-            requests.append(GenerationRequest(prompt_ids, sampling))
+            requests.append(GenerationRequest(prompt_ids, sampling, adapter))
     return requests
 
 

@@ -8,7 +8,7 @@ Labels have values of ours only: nothing that a client writes becomes one, nor a
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -148,43 +148,37 @@ class ServiceMetrics:
     async def measured_reading(self, work: Awaitable[_Result], *, model_name: str) -> _Result:
         """What a request gives that begins now and whose answer is no text, counted and timed."""
         self.requests += 1
-        began = self._clock()
-        try:
-            result = await work
-        except asyncio.CancelledError:
-            self._ended.labels(model_name, "abort").inc()
-            raise
-        except Exception as error:
-            self._count_error(error, model_name)
-            raise
-        self._latency.labels(model_name).observe(self._clock() - began)
-        return result
+        with self._answering(model_name, self._clock()):
+            return await work
 
     def count_prompt_tokens(self, num_tokens: int, *, model_name: str) -> None:
         """Count what was read for a request whose answer is no text."""
         self._prompt_tokens.labels(model_name).inc(num_tokens)
 
-    def _count_error(self, error: Exception, model_name: str) -> None:
-        answer = api_error_from(error)
-        self.errors += answer.status >= 500
-        self._errors.labels(model_name, answer.detail.code or answer.detail.type).inc()
+    @contextmanager
+    def _answering(self, model_name: str, began: float) -> Iterator[None]:
+        """Count how an answer ends, and the time of one that ends well."""
+        try:
+            yield
+        except (GeneratorExit, asyncio.CancelledError):
+            self._ended.labels(model_name, "abort").inc()
+            raise
+        except Exception as error:
+            answer = api_error_from(error)
+            self.errors += answer.status >= 500
+            self._errors.labels(model_name, answer.detail.code or answer.detail.type).inc()
+            raise
+        self._latency.labels(model_name).observe(self._clock() - began)
 
     async def _measured(self, deltas: Deltas, model_name: str, num_choices: int, began: float) -> Deltas:
         choices: dict[int, _Choice] = {}
-        try:
+        with self._answering(model_name, began):
             async with aclosing(deltas):
                 async for index, delta in deltas:
                     if index not in choices:
                         choices[index] = self._begun(delta, model_name, began, reads_prompt=index % num_choices == 0)
                     self._add(choices[index], delta, model_name)
                     yield index, delta
-        except (GeneratorExit, asyncio.CancelledError):
-            self._ended.labels(model_name, "abort").inc()
-            raise
-        except Exception as error:
-            self._count_error(error, model_name)
-            raise
-        self._latency.labels(model_name).observe(self._clock() - began)
 
     def _begun(self, delta: TokenDelta, model_name: str, began: float, *, reads_prompt: bool) -> _Choice:
         now = self._clock()

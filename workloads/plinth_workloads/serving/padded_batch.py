@@ -36,7 +36,7 @@ class PaddedBatch:
 
     def __init__(self, model: Any, *, max_rows: int, max_length: int) -> None:
         self._model, self._max_rows = model, max_rows
-        self.max_length = max_length
+        self._max_length = max_length
         accepted = inspect.signature(model.forward).parameters
         self._num_virtual_tokens = num_virtual_tokens(model)
         self._takes_positions = "position_ids" in accepted
@@ -86,7 +86,7 @@ class PaddedBatch:
     def use(self) -> CacheUse:
         """See Batch."""
         used = sum(row.length for row in list(self._open))
-        return CacheUse(used, self._max_rows * self.max_length, self._prompt_tokens, 0)
+        return CacheUse(used, self._max_rows * self._max_length, self._prompt_tokens, 0)
 
     def _forget_all(self) -> None:
         self._order: list[CachedRow] = []

@@ -65,6 +65,7 @@ class SlotStep:
         self._together: list[_Single] = []
         self._alone: list[_Single] = []
         self._masks: dict[int | None, Tensor | None] = {}
+        self._piece_masks: dict[tuple[_Single, int | None], Tensor] = {}
         self._group(rows)
 
     def attend(
@@ -166,6 +167,12 @@ class SlotStep:
         out_NQD[single.first : single.last] = made_1QTD[0].transpose(0, 1)
 
     def _seen(self, single: _Single, first_seen: int, end: int, window: int | None) -> Tensor:
+        """(T, L), made for the first layer with such a window."""
+        if (single, window) not in self._piece_masks:
+            self._piece_masks[single, window] = self._seen_anew(single, first_seen, end, window)
+        return self._piece_masks[single, window]
+
+    def _seen_anew(self, single: _Single, first_seen: int, end: int, window: int | None) -> Tensor:
         position_T1 = self.position_N[single.first : single.last, None]
         position_L = torch.arange(first_seen, end, device=position_T1.device)
         seen_TL = position_L <= position_T1

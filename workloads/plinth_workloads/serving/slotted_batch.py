@@ -64,7 +64,6 @@ class SlottedBatch:
         self._model, self._windows, self._max_rows = model, windows, max_rows
         self._virtual, self._num_virtual = virtual, virtual[0][0].shape[2]
         position_bytes = sum(part.shape[1] * part.shape[3] * part.element_size() for pair in virtual for part in pair)
-        self.max_length = max_length
         self._longest = self._num_virtual + max_length
         self._max_positions = max(max_bytes // position_bytes, self._longest)
         self._takes_kept = "logits_to_keep" in inspect.signature(model.forward).parameters
@@ -111,7 +110,7 @@ class SlottedBatch:
         self._prefixes.extend(slot, token_ids[:num_reused])
         self._prompt_tokens += len(token_ids)
         self._reused_tokens += num_reused
-        row = self._rows[slot] = CachedRow(length=num_reused, slot=slot, num_reused=num_reused, adapter=adapter)
+        row = self._rows[slot] = CachedRow(length=num_reused, slot=slot, adapter=adapter)
         return row
 
     def make_room(self, pieces: Sequence[Piece]) -> bool:

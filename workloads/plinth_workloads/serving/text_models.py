@@ -17,6 +17,7 @@ from plinth_workloads.models.load import load_model
 from plinth_workloads.models.pooling import pooled
 from plinth_workloads.models.sentence_files import SentenceSettings, read_sentence_settings
 from plinth_workloads.models.tokenizers import load_tokenizer
+from plinth_workloads.models.virtual_tokens import ADAPTER_CONFIG
 from plinth_workloads.serving.encoder import Labels
 
 _DEFAULT_CONTEXT_LENGTH = 2048
@@ -127,7 +128,7 @@ def load_text_model(
     settings = read_sentence_settings(folder, uri)
     tokenizer = load_tokenizer(folder, uri)
     model: Any = load_model(folder, uri, auto_class=_CLASSES[task], tracking_uri=tracking_uri, cache_dir=cache_dir)
-    if not (folder / "adapter_config.json").exists():
+    if not (folder / ADAPTER_CONFIG).exists():
         # What an adapter's base lacks, the adapter has; a pooler is no part of an embedding.
         missing = [name for name in model.new_weights if task == "classify" or not name.startswith("pooler.")]
         if missing:

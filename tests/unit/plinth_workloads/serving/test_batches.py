@@ -191,14 +191,14 @@ def test_the_beginning_that_rows_share_is_read_once():
     model = make_model()
     rows = Rows(slots(model), model)
     shared = [5 + number % 90 for number in range(35)]
-    assert rows.open("first", [*shared, 1, 2]).num_reused == 0
+    assert rows.open("first", [*shared, 1, 2]).length == 0
     rows.step(first=37)
-    assert rows.open("beside", [*shared, 3]).num_reused == 32
+    assert rows.open("beside", [*shared, 3]).length == 32
     rows.step(first=1, beside=4)
     rows.close("first")
-    assert rows.open("after", [*shared, 4]).num_reused == 32
-    assert rows.open("same", shared[:32]).num_reused == 16  # at least one token is read: its logits are asked for
-    assert rows.open("other", [9, *shared]).num_reused == 0
+    assert rows.open("after", [*shared, 4]).length == 32
+    assert rows.open("same", shared[:32]).length == 16  # at least one token is read: its logits are asked for
+    assert rows.open("other", [9, *shared]).length == 0
     rows.step(beside=1, after=4, same=16, other=36)
     use = rows.batch.use()
     assert (use.prompt_tokens, use.reused_tokens) == (37 + 36 + 36 + 32 + 36, 32 + 32 + 16)
@@ -214,7 +214,7 @@ def test_what_a_row_has_said_is_the_beginning_of_the_next_turn(name):
         rows.step(first=1)
     said = rows.rows["first"][1]
     rows.close("first")
-    assert rows.open("second", [*said, 7, 8]).num_reused == 32
+    assert rows.open("second", [*said, 7, 8]).length == 32
     rows.step(second=3)
 
 
@@ -228,9 +228,9 @@ def test_slots_that_nobody_needs_are_given_away_the_longest_unused_first():
         rows.close(name)
     rows.open("c", prompts["c"])
     rows.step(c=20)
-    assert rows.batch.open(prompts["a"]).num_reused == 0
+    assert rows.batch.open(prompts["a"]).length == 0
     rows.close("c")
-    assert rows.batch.open(prompts["c"]).num_reused == 16
+    assert rows.batch.open(prompts["c"]).length == 16
 
 
 def test_there_is_room_for_as_many_rows_as_there_may_be_and_no_more():
@@ -277,7 +277,7 @@ def test_what_is_not_a_number_stays_in_its_row():
     assert logits_RV.isfinite().all(dim=-1).tolist() == [False, True]
     batch.close(bad, spoiled=True)
     after = batch.open([1, 99, *range(2, 30)])
-    assert after.num_reused == 0
+    assert after.length == 0
     clean = batch.forward([Piece(after, [1, 2]), Piece(good, [4])])
     assert clean.isfinite().all()
 

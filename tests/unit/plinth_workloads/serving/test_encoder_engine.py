@@ -21,15 +21,11 @@ from unit.plinth_workloads.serving.tiny_encoder import (
     make_text_model,
     running_encoder,
 )
+from unit.plinth_workloads.serving.tiny_model import until
 
 pytestmark = pytest.mark.anyio
 
 TEXTS = ["a longer text, which is not the last", "ab", "a text of some length", "x" * CONTEXT_LENGTH, "c"]
-
-
-async def until(condition):
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 async def asking(engine, *lengths):

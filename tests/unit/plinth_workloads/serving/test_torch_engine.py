@@ -22,18 +22,12 @@ from unit.plinth_workloads.serving.tiny_model import (
     make_request,
     make_tokenizer,
     running_engine,
+    until,
 )
 
 pytestmark = pytest.mark.anyio
 
 PROMPTS = ["a", "the quick brown fox", "Grüße", "def f(x):\n    return", "0123456789" * 4]
-
-
-async def until(condition, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        await asyncio.sleep(0.005)
 
 
 async def test_greedy_alone_is_what_generate_says():

@@ -1,6 +1,8 @@
 """A random Llama that fits in a test, its byte-level tokenizer, and engines made of them."""
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -98,3 +100,11 @@ def greedy_text(model: Any, prompt: str, max_tokens: int) -> str:
     """What `model.generate` says, without half a character at its end."""
     text: str = make_tokenizer().decode(greedy_ids(model, prompt, max_tokens), skip_special_tokens=True)
     return text.removesuffix("\ufffd")
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    """Return once it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.005)
