@@ -3,7 +3,7 @@
 Llamas with random weights answer 32 clients at once, greedily, all prompts and answers equally long. Ours is the whole
 engine, its queue, sampling and text included, without HTTP. The bound is a loop that does nothing but call the model on
 the 32 rows and take the likeliest tokens. The peer is `generate_batch`. One client alone is measured against the same
-loop with one row. Sides take turns in one process.
+loop with one row. Sides take turns, each in a process of its own.
 
     python benchmarks/serve_engine.py [--device cuda] [--model small base] [--rounds 5] [--no-peer]
 """
@@ -12,17 +12,20 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from brief import briefly
 from plinth_workloads.serving.engine import GenerationRequest, SamplingParameters
 from plinth_workloads.serving.torch_engine import TorchEngine
 from record import spread, write_record
+from side_processes import Block, side_processes
 from turns import take_turns
 
 _END = "<end>"
@@ -69,12 +72,15 @@ SUBJECTS = {
 def make_model(subject: Subject, device: torch.device) -> Any:
     """Random weights, which cost as much as learned ones; no token ends a text."""
     torch.manual_seed(0)
-    config = LlamaConfig(
-        **subject.config, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None
-    )
-    model = LlamaForCausalLM(config).eval().to(device)
+    model = LlamaForCausalLM(_config(subject)).eval().to(device)
     model.generation_config.pad_token_id = 0
     return model
+
+
+def _config(subject: Subject) -> LlamaConfig:
+    return LlamaConfig(
+        **subject.config, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None
+    )
 
 
 def make_tokenizer(vocab_size: int) -> Any:
@@ -86,17 +92,22 @@ def make_tokenizer(vocab_size: int) -> Any:
 
 
 class Sides:
-    """The three ways to have `num_clients` prompts answered, each as the seconds that it takes."""
+    """The three ways to have `num_clients` prompts answered, each as the seconds that it takes; made once asked for."""
 
     def __init__(self, subject: Subject, device: torch.device) -> None:
         self.subject, self.device = subject, device
-        self.model = make_model(subject, device)
-        self.engine = TorchEngine(
-            make_model(subject, device),
-            make_tokenizer(subject.config["vocab_size"]),
-            max_batch_size=CLIENTS,
-        )
         self._generator = torch.Generator().manual_seed(1)
+
+    @cached_property
+    def model(self) -> Any:
+        """As transformers has it."""
+        return briefly(partial(make_model, self.subject, self.device))
+
+    @cached_property
+    def engine(self) -> TorchEngine:
+        """Ours, not started."""
+        tokenizer = make_tokenizer(self.subject.config["vocab_size"])
+        return briefly(lambda: TorchEngine(make_model(self.subject, self.device), tokenizer, max_batch_size=CLIENTS))
 
     def prompts(self, num_clients: int) -> list[list[int]]:
         """New ones each time, so that no beginning was read before."""
@@ -124,9 +135,12 @@ class Sides:
         assert set(made) == {self.subject.new_tokens}
         return time.perf_counter() - began
 
-    @torch.inference_mode()
     def bare(self, num_clients: int) -> float:
         """A loop over the model and nothing else."""
+        return briefly(partial(self._bare, num_clients))
+
+    @torch.inference_mode()
+    def _bare(self, num_clients: int) -> float:
         ids = torch.tensor(self.prompts(num_clients), device=self.device)
         began = time.perf_counter()
         output = self.model(input_ids=ids, use_cache=True, logits_to_keep=1)
@@ -149,23 +163,26 @@ class Sides:
         return seconds
 
 
-def measure(subject: Subject, device: torch.device, *, rounds: int, with_peer: bool) -> dict[str, Any]:
-    """All figures of one model."""
-    sides = Sides(subject, device)
+def make_side(side: str, name: str, device: torch.device) -> Block:
+    """One side of the comparison, ready to be timed."""
+    sides = Sides(SUBJECTS[name], device)
+    if side != "ours":
+        block: Block = getattr(sides, side)
+        return block
     loop = asyncio.new_event_loop()
     loop.run_until_complete(sides.engine.start())
-    blocks: dict[str, Callable[[int], float]] = {
-        "ours": lambda clients: loop.run_until_complete(sides.ours(clients)),
-        "bare": sides.bare,
-    }
-    alone = take_turns(blocks, rounds * 3, 1)
-    if with_peer:
-        blocks["peer"] = sides.peer
-    together = take_turns(blocks, rounds, CLIENTS)
-    loop.run_until_complete(sides.engine.stop())
+    return lambda clients: loop.run_until_complete(sides.ours(clients))
+
+
+def measure(name: str, device: torch.device, *, rounds: int, with_peer: bool) -> dict[str, Any]:
+    """All figures of one model."""
+    subject = SUBJECTS[name]
+    with side_processes(make_side, ["ours", "bare", *(["peer"] if with_peer else [])], name, device) as blocks:
+        alone = take_turns({side: blocks[side] for side in ("ours", "bare")}, rounds * 3, 1)
+        together = take_turns(blocks, rounds, CLIENTS)
     num_tokens = CLIENTS * subject.new_tokens
     figures: dict[str, Any] = {
-        "parameters": sides.model.num_parameters(),
+        "parameters": LlamaForCausalLM(_config(subject)).num_parameters(),
         "tokens_per_second": {
             side: spread([num_tokens / one for one in seconds], 1) for side, seconds in together.items()
         },
@@ -192,7 +209,7 @@ def main() -> int:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     figures = {
-        name: measure(SUBJECTS[name], device, rounds=arguments.rounds, with_peer=not arguments.no_peer)
+        name: measure(name, device, rounds=arguments.rounds, with_peer=not arguments.no_peer)
         for name in arguments.model
     }
     missed = [line for name, found in figures.items() for line in _table(name, found) if line.endswith("MISSED")]

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ class LoraBank:
 
     def _empty(self, layer: str, num: int, rank: int) -> tuple[Tensor, Tensor]:
         linear = self._linears[layer]
-        zeros = linear.weight.new_zeros
+        zeros = partial(torch.zeros, dtype=linear.weight.dtype, device=self._device)
         return zeros(num, linear.in_features, rank), zeros(num, rank, linear.out_features)
 
     def _add_layer(self, layer: str) -> None:

@@ -16,6 +16,7 @@ from plinth_api.model_service import PromptTemplate
 from plinth_api.run import ServeLimits
 from plinth_api.service_state import AdapterState
 from plinth_workloads.errors import UserError
+from plinth_workloads.serving.brief_thread import in_brief_thread
 from plinth_workloads.serving.engine import Engine, GenerationFailed, ModelEngine
 from plinth_workloads.serving.served_adapters import FetchAdapter, ServedAdapters
 
@@ -204,7 +205,7 @@ class ServedModel:
 
     async def _started_engine(self, uri: str) -> ModelEngine:
         # A thread cannot be cancelled: shielded, so that the next load waits for the memory of this one.
-        engine = await _finished(asyncio.create_task(asyncio.to_thread(self._make_engine, uri)))
+        engine = await _finished(asyncio.create_task(in_brief_thread(self._make_engine, uri)))
         await engine.start()
         try:
             await engine.check_health()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from plinth_api.run import ServingTask
 from plinth_workloads.errors import UserError
 from plinth_workloads.models.load import load_model
+from plinth_workloads.models.packed_linear import pack_linear_layers
 from plinth_workloads.models.pooling import pooled
 from plinth_workloads.models.sentence_files import SentenceSettings, read_sentence_settings
 from plinth_workloads.models.tokenizers import load_tokenizer
@@ -62,6 +63,13 @@ class TextModel(nn.Module):
         """Where its weights are."""
         device: torch.device = self.model.device
         return device
+
+    @torch.inference_mode()
+    def some_output(self) -> Tensor:
+        """What it gives for the shortest text."""
+        input_ids_BT = torch.tensor([self.probe], device=self.device)
+        output: Tensor = self(input_ids_BT, torch.ones_like(input_ids_BT))
+        return output
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts, with the model's prompt before each; safe to call from any thread."""
@@ -136,7 +144,9 @@ def load_text_model(
     if task == "classify" and _kind_of(model.config) == "value" and model.config.num_labels > 1:
         raise UserError("ModelLoadFailed", f"{uri} gives a text {model.config.num_labels} values; one is served")
     model.to(device)
-    return EmbeddingModel(model, tokenizer, settings) if task == "embed" else LabelModel(model, tokenizer)
+    made = EmbeddingModel(model, tokenizer, settings) if task == "embed" else LabelModel(model, tokenizer)
+    pack_linear_layers(made, made.some_output)
+    return made
 
 
 def _kind_of(config: Any) -> Literal["one", "several", "value"]:

@@ -9,13 +9,19 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from plinth_api.run import ServingTask
 from plinth_workloads.errors import UserError
+from plinth_workloads.models.packed_linear import pack_linear_layers
 from plinth_workloads.models.virtual_tokens import num_virtual_tokens
 from plinth_workloads.serving.batch import Batch
+from plinth_workloads.serving.brief_thread import in_brief_thread
 from plinth_workloads.serving.engine import (
     ChatMessage,
     ContextLengthExceeded,
@@ -52,7 +58,7 @@ class TorchEngine:
     """Continuous batching over a Hugging Face causal language model.
 
     Args:
-        model: In evaluation mode, on its device.
+        model: In evaluation mode, on its device; on a CPU its linear layers are packed from now on.
         tokenizer: With a chat template, where chats are to be answered.
         max_batch_size: Rows that are decoded together.
         max_waiting: Requests that may wait for a row; more raise EngineOverloaded.
@@ -75,6 +81,7 @@ class TorchEngine:
         context_length: int | None = None,
         health_timeout_seconds: float = 30.0,
     ) -> None:
+        pack_linear_layers(model, partial(_some_logits, model))
         self._model = model
         self._encoder = PromptEncoder(tokenizer)
         self._max_open = max_batch_size + max_waiting
@@ -151,7 +158,7 @@ class TorchEngine:
             raise UserError(
                 "ModelLoadFailed", f"{folder}: no adapters are served beside a {kind}; serve it as spec.model"
             )
-        weights = await asyncio.to_thread(load_lora, folder, self._model)
+        weights = await in_brief_thread(load_lora, folder, self._model)
         attached = await asyncio.wrap_future(self._worker.between_steps(bank.attach, name, weights))
         before, self._adapters[name] = self._adapters.get(name), attached
         if before is not None:
@@ -241,6 +248,13 @@ def _context_length_of(model: Any) -> int:
     text_config = model.config.get_text_config()
     positions = getattr(text_config, "max_position_embeddings", None) or _DEFAULT_CONTEXT_LENGTH
     return positions - num_virtual_tokens(model)
+
+
+@torch.inference_mode()
+def _some_logits(model: Any) -> Tensor:
+    """After two tokens, (1, 2, V)."""
+    logits: Tensor = model(input_ids=torch.tensor([[0, 1]], device=model.device), use_cache=False).logits
+    return logits
 
 
 def _end_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -1,0 +1,101 @@
+"""Linear layers whose weights lie as oneDNN reads them: for models that only compute forward, on a CPU, in fp32.
+
+Enters: a model that was loaded. Leaves: the same model, faster. torch's own linear layer has MKL pack the weights anew
+in each call, which for the few tokens of a decoding step takes as long as the multiplication, or longer. What
+torch.compile does when it freezes a model is done here without compiling: the same two operators of torch. As they are
+no public interface, they are tried first, and left alone where they are missing or give something else.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+_USUAL_TOKENS = 32
+"""For which the layout is chosen; for others it is as good, but for one token, where it loses little."""
+
+_TOLERANCE = 1e-3
+"""Of the largest number; what adds in another order differs by far less."""
+
+
+class PackedLinear(nn.Linear):
+    """A linear layer after packing; its weight is an opaque tensor of the same shape, and cannot be trained."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As nn.Linear: (..., in) to (..., out)."""
+        return _linear(input, self.weight, self.bias)
+
+
+def pack_linear_layers(model: nn.Module, probe: Callable[[], Tensor]) -> None:
+    """Pack the linear layers of a model in place, where that is to its good; else leave it as it is.
+
+    A layer that shares its weights, as a tied head does with the embedding, gets a copy. Hooks stay.
+
+    Args:
+        model: On its device.
+        probe: What the model gives for an input of some tokens, without gradients: it has to stay as it was, which
+            it would not where a model reads the weights of its layers itself.
+    """
+    layers = [module for module in model.modules() if type(module) is nn.Linear and _can_be_packed(module.weight)]
+    if not layers or not _works():
+        return
+    expected = probe()
+    for layer in layers:
+        layer.weight = nn.Parameter(_packed(layer.weight.detach()), requires_grad=False)
+        layer.__class__ = PackedLinear
+    difference = _difference(probe, expected)
+    if difference is None:
+        logger.info("%d linear layers are packed for oneDNN", len(layers))
+        return
+    logger.info("%s is not packed for oneDNN: %s", type(model).__name__, difference)
+    for layer in layers:
+        layer.weight = nn.Parameter(layer.weight.detach().to_dense(), requires_grad=False)
+        layer.__class__ = nn.Linear
+
+
+def _difference(probe: Callable[[], Tensor], expected: Tensor) -> str | None:
+    try:
+        given = probe()
+    except Exception as error:
+        return str(error) or type(error).__name__
+    bound = _TOLERANCE * expected.nan_to_num().abs().max().item()
+    if torch.allclose(given, expected, rtol=0, atol=bound, equal_nan=True):
+        return None
+    return f"what it gives differs by {(given - expected).abs().max().item():.3g}"
+
+
+def _can_be_packed(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and not weight.is_mkldnn
+
+
+def _packed(weight_OI: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI.contiguous(), _USUAL_TOKENS)
+    return packed
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    output: Tensor = torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+    return output
+
+
+@functools.cache
+def _works() -> bool:
+    """Whether this torch on this machine multiplies with packed weights, and as it should."""
+    generator = torch.Generator().manual_seed(0)
+    weight_OI, bias_O = torch.rand(48, 64, generator=generator), torch.rand(48, generator=generator)
+    try:
+        with torch.inference_mode():
+            packed = _packed(weight_OI)
+            for shape in ((1, 64), (2, 40, 64)):
+                input = torch.rand(*shape, generator=generator)
+                if not torch.allclose(_linear(input, packed, bias_O), F.linear(input, weight_OI, bias_O), rtol=1e-4):
+                    return False
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+        logger.info("weights are not packed: %s", error)
+        return False
+    return True
