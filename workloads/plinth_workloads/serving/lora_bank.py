@@ -162,7 +162,7 @@ class _StepPlan:
         adapters: The adapters of those, each once.
         places_AT: Per adapter of those, the tokens that have it.
         absent_AT1: Which of these places stand for no token; None where all stand for one.
-        pieces: Adapter, and the tokens [first, last) of a row with more than one.
+        pieces: Adapter, and the tokens [first, last) that have it: of a row with more than one, or of rows side by side.
     """
 
     singles: bool
@@ -183,6 +183,12 @@ class _StepPlan:
             elif adapter is not None:
                 pieces.append((adapter.index, first, first + num_tokens))
             first += num_tokens
+        if len(by_adapter) == 1:
+            # The usual case of one adapter: its rows are one piece where they stand together, and nothing is gathered.
+            ((index, places),) = by_adapter.items()
+            if places[-1] - places[0] == len(places) - 1:
+                pieces.append((index, places[0], places[-1] + 1))
+                by_adapter = {}
         used = sorted(by_adapter)
         most = max((len(places) for places in by_adapter.values()), default=0)
         padded = [by_adapter[index] + [-1] * (most - len(by_adapter[index])) for index in used]

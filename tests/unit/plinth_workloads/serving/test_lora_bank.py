@@ -71,6 +71,15 @@ async def test_each_request_is_answered_with_its_own_adapter(adapters, max_step_
     assert len({greedy_text(model, PROMPTS[1], 24) for model in models.values()}) == len(models)
 
 
+@pytest.mark.parametrize("names", [["one", "one", "one"], [None, "one", "one"], ["one", None, "one"]])
+async def test_rows_of_a_single_adapter_are_answered_with_it_side_by_side_or_apart(adapters, names):
+    models = {None: make_model(), "one": adapters["one"][1]}
+    async with running_engine() as engine:
+        await engine.attach_adapter("one", adapters["one"][0])
+        said = await asyncio.gather(*(ask(engine, prompt, name) for prompt, name in zip(PROMPTS, names, strict=False)))
+    assert said == [greedy_text(models[name], prompt, 24) for prompt, name in zip(PROMPTS, names, strict=False)]
+
+
 async def test_one_adapter_does_not_take_another_ones_beginning(adapters):
     prompt = PROMPTS[3]
     async with running_engine() as engine:
