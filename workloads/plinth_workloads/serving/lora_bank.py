@@ -162,7 +162,7 @@ class _StepPlan:
         adapters: The adapters of those, each once.
         places_AT: Per adapter of those, the tokens that have it.
         absent_AT1: Which of these places stand for no token; None where all stand for one.
-        pieces: Adapter, and the tokens [first, last) that have it: of a row with more than one, or of rows side by side.
+        pieces: Adapter, and the tokens [first, last) that have it: of one row, or of rows side by side.
     """
 
     singles: bool
