@@ -5,6 +5,7 @@ from contextlib import aclosing
 import pytest
 import torch
 
+from plinth_workloads.serving import slotted_batch
 from plinth_workloads.serving.engine import (
     ChatMessage,
     ContextLengthExceeded,
@@ -273,18 +274,19 @@ async def test_a_beginning_that_was_read_before_is_not_read_again_and_changes_no
     assert use.reused_tokens == 2 * (len(prompt) // 16 * 16)
 
 
-async def test_where_memory_is_short_a_row_waits_again_and_says_the_same():
+async def test_where_memory_is_short_a_row_waits_again_and_says_the_same(monkeypatch):
+    monkeypatch.setattr(slotted_batch, "_LEAST_CAPACITY", 64)
     model = make_model(end_ids=None)
-    model.config.max_position_embeddings = 1024
+    model.config.max_position_embeddings = 256
     position_bytes = 2 * 2 * 2 * 8 * 4
-    options = {"max_cache_bytes": 1024 * position_bytes, "max_batch_size": 4}
+    options = {"max_cache_bytes": 256 * position_bytes, "max_batch_size": 4}
     async with running_engine(model, **options) as engine:
-        requests = [make_request(prompt, max_tokens=300) for prompt in PROMPTS[:4]]
+        requests = [make_request(prompt, max_tokens=80) for prompt in PROMPTS[:4]]
         results = await asyncio.gather(*(collect(engine, request) for request in requests))
         opened = engine.stats().cache.prompt_tokens
 
-    assert [text for text, _ in results] == [greedy_text(model, prompt, 300) for prompt in PROMPTS[:4]]
-    assert [last.num_completion_tokens for _, last in results] == [300] * 4
+    assert [text for text, _ in results] == [greedy_text(model, prompt, 80) for prompt in PROMPTS[:4]]
+    assert [last.num_completion_tokens for _, last in results] == [80] * 4
     assert opened > sum(len(request.prompt_ids) for request in requests)
 
 

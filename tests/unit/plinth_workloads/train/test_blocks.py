@@ -1,61 +1,18 @@
-"""Blocks that compute activations again, or are compiled, train as those that do neither, and keep less."""
+"""Blocks that compute activations again train as those that do neither, and keep less."""
 
-import copy
 from collections import Counter
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from plinth_workloads.models.attention import IMPLEMENTATION
 from plinth_workloads.objectives.causal_lm import CausalLMLoss
 from plinth_workloads.train.blocks import prepare_blocks
 from plinth_workloads.train.parallel import transformer_blocks
+from prepared_blocks import ARCHITECTURES, MODES, loss_and_gradients, make_batch, make_model, prepared
 from training import make_train_run
-
-SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-ARCHITECTURES = {
-    "llama": {**SMALL, "intermediate_size": 48, "num_key_value_heads": 2},
-    "llama with dropout": {**SMALL, "intermediate_size": 48, "attention_dropout": 0.3},
-    "gpt2": SMALL,
-}
-MODES = ("none", "selective", "full")
-
-
-def make_model(name):
-    torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(name.split()[0], **ARCHITECTURES[name])).train()
-
-
-def prepared(model, tmp_path, mode):
-    model = copy.deepcopy(model)
-    prepare_blocks(model, make_train_run(tmp_path, training={"activationCheckpointing": mode}), same_width=True)
-    return model
-
-
-def make_batch(*, rows=2, width=24):
-    ids_BT = torch.randint(0, 97, (rows, width), generator=torch.Generator().manual_seed(1))
-    positions_BT = torch.arange(width).repeat(rows, 1)
-    positions_BT[0, 9:] -= 9
-    return ids_BT, positions_BT, ids_BT.roll(-1, 1)
-
-
-def loss_and_gradients(model, batch):
-    """The loss, every gradient, and the bytes that the forward pass kept for the backward pass."""
-    kept = {}
-
-    def keep(tensor):
-        kept[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    loss = CausalLMLoss(model)
-    torch.manual_seed(2)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        value = loss(*batch)
-    value.backward()
-    return {"loss": value.detach(), **{name: p.grad for name, p in model.named_parameters()}}, sum(kept.values())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -127,18 +84,3 @@ def test_weights_keep_their_names_and_evaluation_computes_once(tmp_path):
     with torch.no_grad():
         CausalLMLoss(other).eval()(*make_batch())
     assert len(calls) == 2 * 3  # the look at the head, and the loss
-
-
-@pytest.mark.parametrize(("name", "mode"), [("llama", "none"), ("llama", "selective"), ("gpt2", "none")])
-def test_a_block_is_one_graph(name, mode, tmp_path):
-    torch.compiler.reset()
-    model = make_model(name)
-    compiled = prepared(model, tmp_path, mode)
-    for block in transformer_blocks(compiled):
-        block.forward = torch.compile(block.forward, backend="eager", fullgraph=True)
-    if name == "gpt2":
-        model.eval()
-        compiled.eval()
-    expected, found = (loss_and_gradients(each, make_batch())[0] for each in (model, compiled))
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)

@@ -1,53 +1,13 @@
-"""The entry point of a training process: what signals do to it, and the last line of a run that failed."""
+"""The entry point of a training process: the last line of a run that failed."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 
-import pytest
-
-from commands import ENVIRONMENT
 from makers import make_pretrain_job, make_resolve_settings
 from plinth_api.resolve import resolve_train_run
 from plinth_workloads.errors import UserError
 from plinth_workloads.train.__main__ import _report_failure
 from plinth_workloads.train.progress import read_progress
 from plinth_workloads.train.watchdog import tell_work_dir
-
-WAITING = """
-import sys, time
-from pathlib import Path
-from plinth_workloads.train.__main__ import _stop_on_signals
-_stop_on_signals(Path(sys.argv[1]))
-print("ready", flush=True)
-while True:
-    time.sleep(0.01)
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_one_signal_asks_to_stop_and_a_later_one_ends_the_process(tmp_path, number):
-    stop_file = tmp_path / "stop"
-    command = [sys.executable, "-c", WAITING, str(stop_file)]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout.readline() == "ready\n"
-        assert not stop_file.exists()
-        process.send_signal(number)
-        deadline = time.monotonic() + 20
-        while not stop_file.exists():
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
-        process.send_signal(number)
-        time.sleep(1.1)
-        assert process.poll() is None, "what comes at once is one request"
-        process.send_signal(number)
-        assert process.wait(20) == -number
-    finally:
-        process.kill()
-
 
 DIED = UserError("UserCodeError", "a worker failed: ray.exceptions.ActorDiedError: The actor died unexpectedly")
 STUCK = UserError("NoProgress", "nothing has moved for 10 s: rank 1 of 2 is at a:1 b")
