@@ -14,6 +14,7 @@ from plinth_workloads.serving.engine import (
     GenerationFailed,
     InvalidParameter,
     InvalidPrompt,
+    NoChatTemplate,
     UnknownAdapter,
 )
 from plinth_workloads.serving.limits import RequestTimedOut
@@ -86,6 +87,8 @@ def api_error_from(error: Exception) -> ApiError:
             return _invalid_body(error)
         case ContextLengthExceeded():
             return _api_error(400, error, _INVALID, "context_length_exceeded")
+        case NoChatTemplate():
+            return _api_error(400, error, _INVALID, "no_chat_template")
         case InvalidPrompt():
             return _api_error(400, error, _INVALID, "invalid_prompt")
         case InvalidParameter():

@@ -1,7 +1,7 @@
 """The OpenAI-compatible HTTP application over a served model; runs under any ASGI server, knows neither Ray nor torch.
 
 Enters: HTTP. Leaves: /v1/models, /v1/completions, /v1/chat/completions and what an encoder answers for clients, and
-what probes.py answers beside them.
+what probes.py and chat_page.py answer beside them.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from plinth_workloads.serving.answers import Answer, ChatAnswer, CompletionAnswe
 from plinth_workloads.serving.api_errors import ApiError, logged_api_error_from, unknown_model
 from plinth_workloads.serving.api_keys import ApiKeys, RequireKey
 from plinth_workloads.serving.body_limit import LimitBody
+from plinth_workloads.serving.chat_page import PAGE_PATHS, add_chat_page
 from plinth_workloads.serving.choices import Body, Deltas, UsageCount, generate_choices
 from plinth_workloads.serving.disconnect import ClientGone, unless_gone
 from plinth_workloads.serving.encoder_routes import add_encoder_routes
@@ -32,17 +33,17 @@ from plinth_workloads.serving.engine import (
 )
 from plinth_workloads.serving.limits import RequestTimedOut, within
 from plinth_workloads.serving.metrics import MODEL_NAME, CountAnswers, ServiceMetrics
+from plinth_workloads.serving.model_cards import ModelCard, ModelList
 from plinth_workloads.serving.probes import PROBE_PATHS, add_probes
 from plinth_workloads.serving.protocol import (
     ChatBody,
     CompletionBody,
     ErrorBody,
-    ModelCard,
-    ModelList,
     now_seconds,
 )
 from plinth_workloads.serving.request_ids import RequestIds, request_id
 from plinth_workloads.serving.served_model import ModelNotReady, ServedModel
+from plinth_workloads.serving.tasks import label_names
 
 logger = logging.getLogger(__name__)
 
@@ -94,13 +95,13 @@ def build_asgi(
     Args:
         served: The version in use.
         name: By which clients ask for it.
-        keys: What opens everything but health, metrics and state; None for everybody.
+        keys: What opens everything but health, metrics, state and the chat page; None for everybody.
         front_repeats_ids: As for RequestIds.
     """
     app = FastAPI(title=name, openapi_url=None)
     app.add_middleware(LimitBody, limits=lambda: served.limits)
     if keys is not None:
-        app.add_middleware(RequireKey, keys=keys, open_paths=PROBE_PATHS)
+        app.add_middleware(RequireKey, keys=keys, open_paths=PROBE_PATHS | PAGE_PATHS)
     metrics = ServiceMetrics(name, stats=lambda: served.engine.stats() if served.engine else None)
     created = now_seconds()
 
@@ -121,6 +122,7 @@ def build_asgi(
             root=served.uri or served.target_uri,
             max_model_len=context_length,
             task=served.engine.task if served.engine else None,
+            labels=label_names(served.engine) if served.engine else None,
         )
 
     @app.get("/v1/models")
@@ -145,6 +147,7 @@ def build_asgi(
         return await _answer(served, name, metrics, body, answer, request)
 
     add_encoder_routes(app, served, name=name, metrics=metrics)
+    add_chat_page(app)
     add_probes(app, served, name=name, metrics=metrics, keys=keys)
     _add_error_handlers(app)
     endpoints = {path for route in app.routes if (path := getattr(route, "path", "")).startswith("/v1/")}

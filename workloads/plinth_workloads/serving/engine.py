@@ -167,6 +167,10 @@ class InvalidPrompt(ValueError):
     """A prompt that this model cannot take; the message says why."""
 
 
+class NoChatTemplate(InvalidPrompt):
+    """The model has no chat template; it can go on with a text."""
+
+
 class ContextLengthExceeded(InvalidPrompt):
     """Prompt and completion together are longer than the model's context."""
 
@@ -241,7 +245,8 @@ class Engine(ModelEngine, Protocol):
             tools: Functions that the assistant may call, each in OpenAI's words.
 
         Raises:
-            InvalidPrompt: The model has no chat template, or the template refuses these messages.
+            NoChatTemplate: The model has none.
+            InvalidPrompt: The template refuses these messages.
             InvalidParameter: There are tools, and the template does not know them.
         """
 

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from plinth_workloads.serving.chat_turns import Turn, template_turn
-from plinth_workloads.serving.engine import ChatMessage, InvalidParameter, InvalidPrompt
+from plinth_workloads.serving.engine import ChatMessage, InvalidParameter, InvalidPrompt, NoChatTemplate
 
 
 class PromptEncoder:
@@ -43,7 +43,7 @@ class PromptEncoder:
         turns = [template_turn(message) for message in messages]
         with self._lock:
             if not self._encoding_tokenizer.chat_template:
-                raise InvalidPrompt("this model has no chat template; use /v1/completions")
+                raise NoChatTemplate("this model has no chat template; use /v1/completions")
             try:
                 text = self._rendered(turns, tools)
                 param = self._passed_over(text, turns, tools)

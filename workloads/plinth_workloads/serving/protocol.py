@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from plinth_api.run import ServingTask
 from plinth_workloads.serving.engine import FinishReason, StructuredOutput
 from plinth_workloads.serving.structure_protocol import ResponseFormatBody, StructuredOutputsBody, structure_of
 from plinth_workloads.serving.tool_protocol import (
@@ -352,26 +351,6 @@ class ChatChunk(BaseModel):
     model: str
     choices: list[ChatChunkChoice]
     usage: Usage | None = None
-
-
-class ModelCard(BaseModel):
-    """One served model; `root` is its version, `task` what it does, `parent` the model that an adapter is for."""
-
-    id: str
-    object: Literal["model"] = "model"
-    created: int
-    owned_by: str = "plinth"
-    root: str
-    parent: str | None = None
-    max_model_len: int | None
-    task: ServingTask | None
-
-
-class ModelList(BaseModel):
-    """GET /v1/models."""
-
-    object: Literal["list"] = "list"
-    data: list[ModelCard]
 
 
 class ErrorDetail(BaseModel):

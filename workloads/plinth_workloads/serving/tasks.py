@@ -39,6 +39,12 @@ def encoder_of(engine: ModelEngine, task: ServingTask) -> Encoder:
     return cast(Encoder, engine)
 
 
+def label_names(engine: ModelEngine) -> list[str] | None:
+    """The labels of an engine that classifies, in the order of its probabilities; None for others."""
+    labels = cast(Encoder, engine).labels if engine.task == "classify" else None
+    return list(labels.names) if labels is not None else None
+
+
 def _check(engine: ModelEngine, task: ServingTask) -> None:
     if engine.task != task:
         message = f"this service {_SERVES[engine.task]}"

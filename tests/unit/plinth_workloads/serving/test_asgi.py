@@ -9,7 +9,13 @@ from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.served_model import ServedModel
 from unit.plinth_workloads.serving.asgi_service import CHAT, service, tiny
 from unit.plinth_workloads.serving.fake_engine import FakeEngine
-from unit.plinth_workloads.serving.tiny_model import CONTEXT_LENGTH, greedy_text, make_engine, make_model
+from unit.plinth_workloads.serving.tiny_model import (
+    CONTEXT_LENGTH,
+    greedy_text,
+    make_engine,
+    make_model,
+    make_tokenizer,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -192,6 +198,15 @@ async def test_bad_requests_are_answered_in_openai_s_shape(path, body, status, p
     assert (response.status_code, error["param"], error["code"]) == (status, param, code)
     assert error["type"] == "invalid_request_error"
     assert says in error["message"]
+
+
+async def test_a_model_without_a_chat_template_is_told_from_one_that_refuses():
+    async with service(lambda uri: make_engine(tokenizer=make_tokenizer(chat_template=None))) as (_, http, _):
+        refused = await http.post("/v1/chat/completions", json={"model": "m", "messages": CHAT})
+        text = await http.post("/v1/completions", json={"model": "m", "prompt": "p"})
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"], text.status_code) == (400, "no_chat_template", 200)
+    assert "use /v1/completions" in error["message"]
 
 
 async def test_what_is_not_json_and_not_served_is_answered_in_openai_s_shape():

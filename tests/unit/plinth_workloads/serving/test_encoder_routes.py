@@ -180,6 +180,19 @@ async def test_a_service_says_what_it_does(engine, task, served, says):
                 assert says in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("engine", "labels"),
+    [
+        pytest.param(FakeEncoder(labels=ONE), ["no", "yes"], id="classify"),
+        pytest.param(FakeEncoder(), None, id="embed"),
+        pytest.param(FakeEngine(), None, id="generate"),
+    ],
+)
+async def test_a_service_that_classifies_names_its_labels(engine, labels):
+    async with service(engine) as (_, http, _):
+        assert (await http.get("/v1/models")).json()["data"][0]["labels"] == labels
+
+
 @pytest.mark.parametrize("path", ["embeddings", "classify"])
 async def test_another_model_and_none_are_told_apart(path):
     def fail(uri):

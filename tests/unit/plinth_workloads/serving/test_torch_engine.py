@@ -12,6 +12,7 @@ from plinth_workloads.serving.engine import (
     EngineOverloaded,
     GenerationFailed,
     InvalidPrompt,
+    NoChatTemplate,
 )
 from unit.plinth_workloads.serving.tiny_model import (
     CONTEXT_LENGTH,
@@ -307,5 +308,5 @@ async def test_chats_are_encoded_by_the_template():
             engine.encode_chat([ChatMessage("tool", "hi")])
         assert engine.encode("") == [END_ID]
     async with running_engine(tokenizer=make_tokenizer(chat_template=None)) as engine:
-        with pytest.raises(InvalidPrompt, match="no chat template"):
+        with pytest.raises(NoChatTemplate, match="no chat template"):
             engine.encode_chat([ChatMessage("user", "hi")])
