@@ -28,7 +28,7 @@ test-unit: $(STAMP) ## The inner loop, under a minute
 
 # Files are handed out in the order of their names, so those that take long have early ones.
 .PHONY: test-integration
-test-integration: $(STAMP) cluster-binaries ## Real Ray, torchrun, MLflow, Kubernetes API and KubeRay; the main job in a short form
+test-integration: $(STAMP) cluster-binaries browser ## Real Ray, torchrun, MLflow, Kubernetes API and KubeRay; the main job in a short form
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=10 tests/integration
 
 # Root on Linux; where that is not so nothing runs, which is an error where CI is set.
@@ -49,6 +49,10 @@ test-long: $(STAMP) cluster-binaries ## What takes too long for CI: 200 random s
 .PHONY: cluster-binaries
 cluster-binaries: $(STAMP) ## Build the test cluster's programs where they are missing: ten minutes the first time
 	PYTHONPATH=tests $(BIN)/python -m cluster.build
+
+.PHONY: browser
+browser: $(STAMP) ## Install Debian's Chromium where there is no browser, for the tests of the chat page (root, 415 MB)
+	PYTHONPATH=tests $(BIN)/python -m browser
 
 .PHONY: cluster
 cluster: $(STAMP) cluster-binaries ## A control plane with KubeRay, MLflow and the operator, until Ctrl-C
@@ -91,15 +95,18 @@ images: ## Build both images (IMAGE_PREFIX, VERSION, BASE_IMAGE, SOURCE_URL, BUI
 .PHONY: venv
 venv: $(STAMP) ## The environment that everything runs in
 
-$(STAMP): pyproject.toml constraints.txt
+GROUPS := --group test --group browser --group lint
+PINS := -c constraints.txt -c tests/constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt tests/constraints.txt
 	$(PYTHON) -m venv --clear $(VENV)
 	uv="$$(command -v uv || true)"; \
 	if [ -z "$$uv" ]; then $(BIN)/pip install --quiet uv && uv=$(BIN)/uv || true; fi; \
 	if [ -n "$$uv" ]; then \
-	  VIRTUAL_ENV=$(VENV) "$$uv" pip install --quiet -c constraints.txt -e '.[operator,workloads]' --group test --group lint; \
+	  VIRTUAL_ENV=$(VENV) "$$uv" pip install --quiet $(PINS) -e '.[operator,workloads]' $(GROUPS); \
 	else \
 	  $(BIN)/pip install --quiet --upgrade 'pip>=25.1' && \
-	  $(BIN)/pip install --quiet -c constraints.txt -e '.[operator,workloads]' --group test --group lint; \
+	  $(BIN)/pip install --quiet $(PINS) -e '.[operator,workloads]' $(GROUPS); \
 	fi
 	touch $@
 
@@ -113,9 +120,11 @@ format: $(STAMP) ## Format the code and mend what the linter can
 	$(BIN)/ruff format .
 
 .PHONY: constraints
-constraints: ## Compile constraints.txt, the tested set of versions, anew
+constraints: ## Compile constraints.txt and tests/constraints.txt, the tested set of versions, anew
 	uv pip compile --quiet --universal --no-header --no-emit-index-url --no-annotate --python-version 3.11 \
 	  --all-extras --group test --group lint pyproject.toml -o constraints.txt
+	uv pip compile --quiet --universal --no-header --no-emit-index-url --no-annotate --python-version 3.11 \
+	  -c constraints.txt --group browser -o tests/constraints.txt
 
 .PHONY: bench-train
 bench-train: $(STAMP) ## The loop's overhead, throughput, checkpoints, the loss's memory, and peers, written to benchmarks/results/

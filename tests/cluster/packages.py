@@ -1,6 +1,6 @@
-"""Debian's packages that a test node and its images need: what is missing is installed, which takes root.
+"""Debian's packages that tests need: what is missing is installed, which takes root.
 
-`PYTHONPATH=tests python -m cluster.packages` does it.
+`PYTHONPATH=tests python -m cluster.packages [NAME ...]` does it; without names, what a test node and its images need.
 """
 
 import os
@@ -26,7 +26,10 @@ PACKAGES: Mapping[str, str] = {
     "pkg-config": "/usr/bin/pkg-config",
     "skopeo": "/usr/bin/skopeo",
 }
-"""What is installed, each with a file of it that tells whether it is."""
+"""What a node and its images need, each with a file of it that tells whether it is installed."""
+
+BROWSER: Mapping[str, str] = {"chromium": "/usr/bin/chromium"}
+"""What tests of pages need, as `PACKAGES` has it: 125 MB to fetch, 415 MB on disk with what it depends on."""
 
 
 class PackagesMissing(RuntimeError):
@@ -35,7 +38,11 @@ class PackagesMissing(RuntimeError):
 
 def missing_packages(names: Iterable[str] = PACKAGES, root: Path = Path("/")) -> list[str]:
     """Those whose file is not there."""
-    return [name for name in names if not (root / PACKAGES[name].lstrip("/")).exists()]
+    return [name for name in names if not (root / _file_of(name).lstrip("/")).exists()]
+
+
+def _file_of(name: str) -> str:
+    return PACKAGES.get(name) or BROWSER[name]
 
 
 def ensure_packages(names: Iterable[str] = PACKAGES) -> None:
@@ -43,7 +50,7 @@ def ensure_packages(names: Iterable[str] = PACKAGES) -> None:
     missing = missing_packages(names)
     if not missing:
         return
-    if problem := why_not():
+    if problem := why_not(missing):
         raise PackagesMissing(f"missing on this machine: {', '.join(missing)}; {problem}")
     tell(f"installing {', '.join(missing)}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
@@ -53,21 +60,21 @@ def ensure_packages(names: Iterable[str] = PACKAGES) -> None:
         if answer.returncode != 0:
             raise PackagesMissing(f"{' '.join(command)} failed:\n{answer.stdout[-2000:]}{answer.stderr[-2000:]}")
     if missing := missing_packages(missing):
-        files = ", ".join(PACKAGES[name] for name in missing)
+        files = ", ".join(map(_file_of, missing))
         raise PackagesMissing(f"{', '.join(missing)} was installed, but {files} is not there: is this Debian 12?")
 
 
-def why_not() -> str:
-    """What keeps this process from installing anything; empty when nothing does."""
+def why_not(names: Iterable[str]) -> str:
+    """What keeps this process from installing these; empty when nothing does."""
     if shutil.which("apt-get") is None:
         return "they are packages of Debian, and apt-get is not here: run this on Debian 12"
     if os.geteuid() != 0:
-        return "run `sudo env PYTHONPATH=tests python3 -m cluster.packages`, or this command as root"
+        return f"run `sudo env PYTHONPATH=tests python3 -m cluster.packages {' '.join(names)}`, or this command as root"
     return ""
 
 
 if __name__ == "__main__":
     try:
-        ensure_packages()
+        ensure_packages(sys.argv[1:] or PACKAGES)
     except PackagesMissing as error:
         sys.exit(f"cluster: {error}")

@@ -1,9 +1,11 @@
-"""Fixtures of the tests that need a Kubernetes; named here and not in each file, so that a session has one of them."""
+"""Fixtures of the tests that need a Kubernetes or a browser; here and not in each file, so that they are shared."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from playwright.async_api import Browser
 
+from browser import running_browser
 from cluster.control_plane import ControlPlane
 from cluster.fixtures import control_plane, namespace
 from lives import Runs
@@ -11,7 +13,14 @@ from namespaces import Namespace
 from operators import Disturbed, operator_behind_proxies
 from servers import MlflowServer
 
-__all__ = ["cluster", "control_plane", "disturbed", "namespace", "runs", "tracking"]
+__all__ = ["browser", "cluster", "control_plane", "disturbed", "namespace", "runs", "tracking"]
+
+
+@pytest.fixture(scope="module")
+async def browser(anyio_backend: str) -> AsyncIterator[Browser]:
+    """One for each file that asks for it, in that file's event loop; its `anyio_backend` has the scope of a module."""
+    async with running_browser() as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

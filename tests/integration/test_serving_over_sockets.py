@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager, suppress
 
 import httpx
 import pytest
-import uvicorn
 
+from listening import listening
 from plinth_api.run import ServeLimits
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.served_model import ServedModel
@@ -27,22 +27,16 @@ def anyio_backend():
 
 
 @asynccontextmanager
-async def listening(engine):
-    """A service named m behind uvicorn: what it serves, its port and a well-behaved client."""
+async def service(engine):
+    """A service named m: what it serves, its port and a well-behaved client."""
     served = ServedModel(lambda uri: engine)
     served.set_target("models:/m/1")
     await served.wait_loaded()
-    with socket.create_server(("127.0.0.1", 0), backlog=NUM_IDLE) as listener:
-        config = uvicorn.Config(build_asgi(served, name="m"), log_level="critical", lifespan="off")
-        server = uvicorn.Server(config)
-        running = asyncio.create_task(server.serve(sockets=[listener]))
-        port = listener.getsockname()[1]
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http:
-            while not server.started:
-                await asyncio.sleep(0.001)
-            yield served, port, http
-        server.should_exit = server.force_exit = True
-        await running
+    async with (
+        listening(build_asgi(served, name="m")) as port,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http,
+    ):
+        yield served, port, http
 
 
 def head(*headers, path="/v1/completions"):
@@ -73,7 +67,7 @@ async def until_no_row_is_left(engine):
 
 @pytest.mark.parametrize("chunked", [False, True])
 async def test_fifty_megabytes_are_refused_while_others_are_answered(chunked):
-    async with listening(FakeEngine()) as (_, port, http):
+    async with service(FakeEngine()) as (_, port, http):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(head("Transfer-Encoding: chunked" if chunked else f"Content-Length: {50 * MEGABYTE}"))
         piece = b"[" * MEGABYTE
@@ -87,7 +81,7 @@ async def test_fifty_megabytes_are_refused_while_others_are_answered(chunked):
 
 
 async def test_a_body_that_never_comes_is_given_up():
-    async with listening(FakeEngine()) as (served, port, http):
+    async with service(FakeEngine()) as (served, port, http):
         served.limits = ServeLimits(request_timeout_seconds=0)
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(head("Content-Length: 100") + b"{")
@@ -99,7 +93,7 @@ async def test_a_body_that_never_comes_is_given_up():
 
 async def test_a_client_that_reads_a_byte_at_a_time_holds_up_nobody():
     slow = FakeEngine(["x" * 1000] * 20_000)
-    async with listening(slow) as (_, port, http):
+    async with service(slow) as (_, port, http):
         with socket.socket() as narrow:
             narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             narrow.setblocking(False)
@@ -121,7 +115,7 @@ async def test_a_client_that_reads_a_byte_at_a_time_holds_up_nobody():
 async def test_a_client_that_hangs_up_frees_its_row(stream):
     engine = FakeEngine()
     engine.gate.clear()
-    async with listening(engine) as (_, port, _):
+    async with service(engine) as (_, port, _):
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(asking(stream=stream))
         async with asyncio.timeout(10):
@@ -143,7 +137,7 @@ def _many_files():
 
 @pytest.mark.usefixtures("_many_files")
 async def test_a_thousand_idle_connections_keep_nobody_from_an_answer():
-    async with listening(FakeEngine()) as (_, port, http):
+    async with service(FakeEngine()) as (_, port, http):
         idle = [await asyncio.open_connection("127.0.0.1", port) for _ in range(NUM_IDLE)]
         for _, writer in idle[::2]:
             writer.write(head("Content-Length: 100"))
@@ -166,7 +160,7 @@ async def test_a_thousand_idle_connections_keep_nobody_from_an_answer():
     ],
 )
 async def test_a_body_that_cannot_be_read_is_told_so_and_the_next_one_is_answered(content, says):
-    async with listening(FakeEngine()) as (_, _, http):
+    async with service(FakeEngine()) as (_, _, http):
         response = await http.post("/v1/completions", content=content, headers={"Content-Type": "application/json"})
         error = response.json()["error"]
         assert (response.status_code, error["type"]) == (400, "invalid_request_error")
