@@ -180,6 +180,11 @@ def test_the_service_answers(client: openai.OpenAI, served: Document, timeline: 
     assert served["model"]["version"] == "1"
 
 
+def test_the_chat_page_is_in_the_image(served: Document):
+    with urllib.request.urlopen(f"{served['url']}/page/main.js", timeout=10) as answer:
+        assert answer.headers["Content-Type"] == "text/javascript; charset=utf-8"
+
+
 def test_a_better_version_is_taken_over_without_a_failed_request(promoted: SimpleNamespace):
     assert promoted.job["model"]["version"] == "2"
     assert promoted.job["evaluation"]["gate"] == "Passed"

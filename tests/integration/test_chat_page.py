@@ -1,5 +1,7 @@
 """People in front of the page at `/`, in a real Chromium: what they see of real and of scripted models."""
 
+import asyncio
+import re
 import threading
 
 import pytest
@@ -50,6 +52,9 @@ async def test_a_real_model_answers_with_tokens_and_times(browser):
         exchange = await ask(page, "hello")
         await expect(exchange.get_by_text("12 tokens · first after ")).to_be_visible()
         await expect(exchange.get_by_text("tokens/s · prompt of 22 tokens · cut off")).to_be_visible()
+        figures = await exchange.locator("footer p").text_content()
+        first, rate = map(float, re.search(r"first after ([\d.]+) s · ([\d.]+) tokens/s", figures).groups())
+        assert rate * (first - 0.005) <= 12.5, "counted from the question: no burst makes it more"
         said = await answer_of(exchange).text_content()
         assert said == greedy_text(model, "user: hello\nassistant:", 12)
 
@@ -287,12 +292,30 @@ async def test_behind_a_prefix_everything_is_found(browser):
         await expect(answer_of(await ask(page, "hi"))).to_have_text("ab")
 
 
-async def test_a_long_answer_is_followed_unless_somebody_reads_further_up(browser):
+BELOW = "log => log.scrollHeight - log.scrollTop - log.clientHeight"
+
+
+async def test_a_long_answer_is_followed_until_somebody_scrolls_up(browser):
     engine = FakeEngine([f"line {number}\n" for number in range(200)])
+    engine.gate.clear()
     async with chat_page(browser, engine) as page:
         log = page.get_by_role("log")
-        await expect(answer_of(await ask(page, "hi"))).to_contain_text("line 199")
-        below = "log => log.scrollHeight - log.scrollTop - log.clientHeight"
-        await expect(page.get_by_text("200 tokens")).to_be_in_viewport()
-        await log.evaluate("log => log.scrollTop = 0")
-        assert await log.evaluate(below) > 1000
+        answer = answer_of(await ask(page, "hi"))
+        await expect(answer).to_contain_text("line 198")
+        async with asyncio.timeout(10):
+            while await log.evaluate(BELOW) > 1:
+                await asyncio.sleep(0.01)
+        await page.mouse.move(*await middle_of(log))
+        await page.mouse.wheel(0, -1000)
+        async with asyncio.timeout(10):
+            while await log.evaluate(BELOW) < 900:
+                await asyncio.sleep(0.01)
+        engine.gate.set()
+        await expect(page.get_by_text("200 tokens")).to_be_attached()
+        await expect(answer).to_contain_text("line 199")
+        assert await log.evaluate(BELOW) > 900
+
+
+async def middle_of(locator):
+    box = await locator.bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2

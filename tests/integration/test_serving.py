@@ -75,6 +75,13 @@ def test_a_body_that_is_too_large_is_refused_through_serve_and_counted(service):
     assert 'plinth_requests_total{endpoint="/v1/completions",model_name="",status="413"} 1.0' in scrape
 
 
+def test_the_chat_page_comes_through_serve_under_its_policy(service):
+    for path, kind in (("/", "text/html"), ("/page/main.js", "text/javascript")):
+        answer = httpx.get(f"{service[1]}{path}", timeout=60)
+        assert (answer.status_code, answer.headers["Content-Type"]) == (200, f"{kind}; charset=utf-8")
+        assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+
+
 def test_eight_at_once_are_answered_as_if_alone(client):
     def ask(seed):
         answer = client.completions.create(model="tiny", prompt="abc", max_tokens=60, seed=seed)

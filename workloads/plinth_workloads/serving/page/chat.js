@@ -137,12 +137,16 @@ function showMode() {
 /** What scrolls to the end of a log while a node in it grows, until somebody scrolls up. */
 function followerOf(log) {
   let isAtEnd = true;
+  let top = 0;
   const toEnd = () => {
     if (isAtEnd) log.scrollTop = log.scrollHeight;
   };
   const growth = new ResizeObserver(toEnd);
   log.addEventListener("scroll", () => {
-    isAtEnd = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_END_PIXELS;
+    const isNear = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR_END_PIXELS;
+    // Of our own scrolling the browser tells when the end is further down already; only people scroll up.
+    isAtEnd = isNear || (isAtEnd && log.scrollTop >= top);
+    top = log.scrollTop;
   });
   return (node) => {
     isAtEnd = true;
@@ -167,15 +171,19 @@ function bodyOf(model, isChat, said) {
   return { ...body, messages: system ? [turn("system", system), ...said] : said };
 }
 
-/** Tokens and times of an answer; a rate needs two moments. */
+/** Tokens and times of an answer. The rate counts from the question: tokens may come in bursts, which would give any other. */
 function figuresOf(text, usage, reason, { began, first, last }) {
   const said = text ? [] : ["no text"];
   if (usage) said.push(counted(usage.completion_tokens, "token"));
   if (first !== null) said.push(`first after ${seconds(first - began)}`);
-  if (usage && last > first) said.push(`${((usage.completion_tokens - 1) / ((last - first) / 1000)).toFixed(0)} tokens/s`);
+  if (usage && last !== null) said.push(`${rounded(usage.completion_tokens / ((last - began) / 1000))} tokens/s`);
   if (usage) said.push(`prompt of ${counted(usage.prompt_tokens, "token")}`);
   if (reason === "length") said.push("cut off: no more tokens allowed");
   return said.join(" · ");
+}
+
+function rounded(rate) {
+  return rate.toFixed(rate < 10 ? 1 : 0);
 }
 
 function counted(number, noun) {
