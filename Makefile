@@ -126,6 +126,11 @@ constraints: ## Compile constraints.txt and tests/constraints.txt, the tested se
 	uv pip compile --quiet --universal --no-header --no-emit-index-url --no-annotate --python-version 3.11 \
 	  -c constraints.txt --group browser -o tests/constraints.txt
 
+URL ?= http://127.0.0.1:8000/
+.PHONY: screenshot
+screenshot: $(STAMP) browser ## Write docs/images/chat.png anew, while `make demo KEEP=1` has its service up (URL)
+	PYTHONPATH=tests $(BIN)/python -m chat_screenshot $(URL)
+
 .PHONY: bench-train
 bench-train: $(STAMP) ## The loop's overhead, throughput, checkpoints, the loss's memory, and peers, written to benchmarks/results/
 	$(BIN)/python benchmarks/train_overhead.py

@@ -58,8 +58,7 @@ def main() -> int:
             answered = _ask(url)
             _say_where_to_look(arguments.home, url, time.monotonic() - started)
             if arguments.keep:
-                console.print(f"The service is up at {url} until Ctrl-C.")
-                process.wait()
+                _stay_up(process, url)
         except KeyboardInterrupt:
             return 0 if arguments.keep else 1
         finally:
@@ -81,6 +80,11 @@ def _wait_until_ready(process: subprocess.Popen[str]) -> str | None:
         if READY in line:
             return line.split(READY, 1)[1].strip()
     return None
+
+
+def _stay_up(process: subprocess.Popen[str], url: str) -> None:
+    console.print(f"Chat with it in a browser, until Ctrl-C: {url}/", style="bold")
+    process.wait()
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

@@ -1,24 +1,9 @@
 """The n-gram bar is a probability distribution, gets simple cases right and keeps to its segments."""
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import pytest
 
-
-def load_example(name: str) -> ModuleType:
-    path = Path(__file__).parents[3] / "examples" / "demo" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"demo_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
+from unit.examples.examples import load_example
 
 ngram_baseline = load_example("ngram_baseline")
 

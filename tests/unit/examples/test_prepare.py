@@ -1,25 +1,12 @@
 """The demo's corpora: what goes in, what stays out, and that the split holds across both corpora."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-
-def load_example(name: str) -> ModuleType:
-    path = Path(__file__).parents[3] / "examples" / "demo" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"demo_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
+from unit.examples.examples import load_example
 
 prepare = load_example("prepare")
 
