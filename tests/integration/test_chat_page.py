@@ -231,6 +231,22 @@ async def test_a_model_that_is_being_loaded_is_waited_for(browser):
         await expect(page.get_by_role("status")).to_be_empty()
 
 
+async def test_a_service_that_has_not_answered_yet_is_waited_for(browser):
+    async with chat_page(browser, FakeEngine()) as page:
+        may_answer = asyncio.Event()
+
+        async def hold(route):
+            await may_answer.wait()
+            await route.continue_()
+
+        await page.route("**/v1/models", hold)
+        await page.reload()
+        await expect(page.get_by_role("status")).to_have_text("Asking the service what it does.")
+        may_answer.set()
+        await expect(page.get_by_label("Message", exact=True)).to_be_focused()
+        await expect(page.get_by_role("status")).to_be_empty()
+
+
 async def test_a_model_that_cannot_be_loaded_is_told_with_the_reason(browser):
     def fail(uri):
         raise UserError("ModelNotFound", "there is no such model")

@@ -33,7 +33,6 @@ _HEADERS = {
     # With another version of the service comes another page.
     "Cache-Control": "no-cache",
     "Content-Security-Policy": "; ".join(_POLICY),
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }

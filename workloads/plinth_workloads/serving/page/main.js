@@ -12,6 +12,7 @@ const FIRST_FIELDS = { generate: "message", classify: "classify-text", embed: "e
 const byId = (id) => document.getElementById(id);
 
 let cards = [];
+let numStarts = 0;
 
 const model = () => byId("model").value;
 const card = () => cards.find(({ id }) => id === model());
@@ -19,10 +20,12 @@ const startNewChat = makeChat({ model, onFailure });
 makeClassify({ card, onFailure });
 makeEmbed({ card, onFailure });
 
-/** Look until the service says what it does, and show that; stops where a key is needed, which begins anew. */
+/** Look until the service says what it does, and show that; ends where a key is needed, or another start has begun. */
 async function start() {
+  const number = ++numStarts;
   for (;;) {
     const found = await look().catch((error) => error);
+    if (number !== numStarts) return;
     if (found.status === UNAUTHORIZED) return askForKey("");
     if (found instanceof Error) say(found.message);
     else if (found.task !== null) return show(found);
@@ -85,11 +88,12 @@ byId("key-form").addEventListener("submit", async (event) => {
     useKey(byId("key").value.trim());
     await look();
   } catch (error) {
-    return askForKey(error.status === UNAUTHORIZED ? "The service did not accept this key." : error.message);
+    askForKey(error.status === UNAUTHORIZED ? "The service did not accept this key." : error.message);
+    return;
   }
   byId("key").value = "";
   byId("key-form").hidden = true;
-  return start();
+  start();
 });
 byId("model").addEventListener("change", showVersion);
 byId("new-chat").addEventListener("click", () => {
@@ -97,4 +101,6 @@ byId("new-chat").addEventListener("click", () => {
   start();
 });
 
+// A service without replicas answers once it has one.
+say("Asking the service what it does.");
 start();
