@@ -84,12 +84,19 @@ BUILD_FLAGS ?=
 BUILDER ?= $(shell for tool in docker podman buildah; do $$tool info >/dev/null 2>&1 && echo $$tool && break; done)
 
 .PHONY: images
-images: ## Build both images (IMAGE_PREFIX, VERSION, BASE_IMAGE, SOURCE_URL, BUILD_FLAGS; BUILDER: docker, podman or buildah)
+images: image-operator image-workloads ## Build both images (IMAGE_PREFIX, VERSION, BASE_IMAGE, SOURCE_URL, BUILD_FLAGS; BUILDER: docker, podman or buildah)
+
+.PHONY: image-vllm
+image-vllm: DOCKERFILE := workloads/Dockerfile.vllm
+image-vllm: ## Build the image of services that vLLM serves; it was not run yet (the same variables)
+
+.PHONY: image-operator image-workloads
+image-operator: DOCKERFILE := operator/Dockerfile
+image-workloads: DOCKERFILE := workloads/Dockerfile
+image-operator image-workloads image-vllm:
 	@test -n "$(BUILDER)" || { echo "images need docker with its daemon, podman or buildah: none of them works here" >&2; exit 2; }
-	for name in operator workloads; do \
-	  $(BUILDER) build $(BUILD_FLAGS) --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) \
-	    --build-arg SOURCE_URL=$(SOURCE_URL) --file $$name/Dockerfile --tag $(IMAGE_PREFIX)$$name:$(VERSION) .; \
-	done
+	$(BUILDER) build $(BUILD_FLAGS) --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) \
+	  --build-arg SOURCE_URL=$(SOURCE_URL) --file $(DOCKERFILE) --tag $(IMAGE_PREFIX)$(@:image-%=%):$(VERSION) .
 
 ##@ Development
 .PHONY: venv
@@ -120,11 +127,13 @@ format: $(STAMP) ## Format the code and mend what the linter can
 	$(BIN)/ruff format .
 
 .PHONY: constraints
-constraints: ## Compile constraints.txt and tests/constraints.txt, the tested set of versions, anew
+constraints: ## Compile constraints.txt, tests/constraints.txt and constraints-vllm.txt, the tested sets of versions, anew
 	uv pip compile --quiet --universal --no-header --no-emit-index-url --no-annotate --python-version 3.11 \
-	  --all-extras --group test --group lint pyproject.toml -o constraints.txt
+	  --extra operator --extra workloads --group test --group lint pyproject.toml -o constraints.txt
 	uv pip compile --quiet --universal --no-header --no-emit-index-url --no-annotate --python-version 3.11 \
 	  -c constraints.txt --group browser -o tests/constraints.txt
+	uv pip compile --quiet --no-header --no-emit-index-url --no-annotate --python-version 3.11 --only-binary :all: \
+	  --python-platform x86_64-manylinux_2_36 --extra serve-vllm pyproject.toml -o constraints-vllm.txt
 
 URL ?= http://127.0.0.1:8000/
 .PHONY: screenshot

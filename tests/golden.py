@@ -22,10 +22,14 @@ from plinth_workloads.manifests import load_manifests
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "tests" / "golden"
-EXAMPLES = sorted((ROOT / "examples" / "demo").glob("*.yaml"))
-"""Those for `plinth run`; the variants of them for clusters have no field that these lack."""
+EXAMPLES = sorted(path for folder in ("demo", "vllm") for path in (ROOT / "examples" / folder).glob("*.yaml"))
+"""Those for `plinth run`, whose variants for clusters have no field that these lack; and a service of vLLM."""
 
-SETTINGS = Settings(workload_image="plinth-workloads:test", tracking_uri="http://mlflow.plinth:5000")
+SETTINGS = Settings(
+    workload_image="plinth-workloads:test",
+    vllm_image="plinth-vllm:test",
+    tracking_uri="http://mlflow.plinth:5000",
+)
 UID = "0a1b2c3d-0000-4000-8000-000000000000"
 VERSION = "3"
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 from plinth_api.adaptation import Full, Method
 from plinth_api.common import Compute, DataSource
+from plinth_api.engine_rules import engine_of, engine_problems
 from plinth_api.errors import InvalidSpec, Problem
 from plinth_api.fine_tune_job import FineTuneJob
 from plinth_api.model_service import Limits, ModelService
@@ -62,6 +63,7 @@ class ResolveSettings:
         run_id: The MLflow run, where it exists already.
         tags: Tags of the MLflow run and of the model version.
         api_keys_dir: Folder with the API keys of a service that asks for some; None where nothing puts them there.
+        has_vllm: Whether services may be given vLLM here.
     """
 
     uid: str
@@ -74,6 +76,7 @@ class ResolveSettings:
     run_id: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     api_keys_dir: str | None = None
+    has_vllm: bool = False
 
 
 def spec_hash(resource: Resource) -> str:
@@ -142,13 +145,18 @@ def resolve_train_run(job: Job, settings: ResolveSettings, versions: Mapping[str
 
 def resolve_serve_run(service: ModelService, settings: ResolveSettings, versions: Mapping[str, str]) -> ServeRun:
     """The serving document of a service; arguments and errors as in `resolve_train_run`."""
-    problems = [*unsupported_problems(service), *service_problems(service)]
+    problems = [
+        *unsupported_problems(service),
+        *service_problems(service),
+        *engine_problems(service, has_vllm=settings.has_vllm),
+    ]
     if problems:
         raise InvalidSpec(*problems)
     spec = service.spec
+    engine = engine_of(service, has_vllm=settings.has_vllm)
     return ServeRun(
         name=service.metadata.name,
-        engine="torch",
+        engine=engine,
         task=spec.task,
         model=ServeModel(
             uri=_resolve_model_uri(spec.model.uri, settings, versions),
@@ -161,6 +169,7 @@ def resolve_serve_run(service: ModelService, settings: ResolveSettings, versions
         ),
         tracking_uri=settings.tracking_uri,
         gpus=spec.compute.per_replica.gpus,
+        tensor_parallel=spec.compute.tensor_parallel if engine == "vllm" else None,
         cpus=parse_quantity(spec.compute.per_replica.cpus),
         scaling=ServeScaling(
             min_replicas=spec.scaling.min_replicas,

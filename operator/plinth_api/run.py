@@ -11,6 +11,7 @@ from pydantic import Field, field_serializer
 from plinth_api.adaptation import Method
 from plinth_api.base import ApiModel
 from plinth_api.common import Elastic, GateRule
+from plinth_api.engine_rules import ServingEngine
 from plinth_api.job import DataFormat
 from plinth_api.model_service import PromptTemplate
 
@@ -254,11 +255,14 @@ class ServeRun(ApiModel):
 
     version: Literal[1] = 1
     name: str = Field(description="name under which the model is served.")
-    engine: Literal["torch"]
+    engine: ServingEngine
     task: WantedTask = "auto"
     model: ServeModel = ServeModel(uri="")
     tracking_uri: str
     gpus: int
+    tensor_parallel: int | None = Field(
+        default=None, description="tensorParallel is the number of GPUs that hold one model of vllm; None of torch."
+    )
     cpus: float
     scaling: ServeScaling = ServeScaling()
     api_keys_dir: str | None = Field(

@@ -56,11 +56,9 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
         "spec.method.adaptionPrompt": ANY,
     },
     "ModelService": {
-        "spec.engine": {"vllm"},
         "spec.rollout.canary": ANY,
         # Kueue takes no RayService, and no cluster that scales by itself.
         "spec.compute.queueName": ANY,
-        "spec.compute.tensorParallel": ABOVE_ONE,
         "spec.scaling.minReplicas": {0},
     },
 }

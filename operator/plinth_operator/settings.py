@@ -18,6 +18,14 @@ class Settings(BaseModel):
     operator_namespace: str = Field(default="default", description="Where the leader's Lease is.")
     cluster_name: str = Field(default="default", description="Tells this cluster's MLflow runs from those of others.")
     workload_image: str = Field(default="plinth-workloads:latest", description="Image of training and serving pods.")
+    vllm_image: str = Field(
+        default="", description="Image of services that vLLM serves; empty where the platform has none."
+    )
+    vllm_head_memory: str = Field(
+        default="6Gi",
+        description="Memory request and limit of the head pod of services that vLLM serves: Ray imports it there to "
+        "make the application.",
+    )
     ray_version: str = Field(default="2.60.0", description="Version of Ray in the workload image.")
     tracking_uri: str = Field(default="", description="MLflow's address for the operator and the workloads.")
     tracking_page: str = Field(default="", description="MLflow's address for browsers; tracking_uri when empty.")

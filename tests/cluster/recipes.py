@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPES = Path(__file__).resolve().parent / "dockerfiles"
 DOMAIN = "plinth.test"
 
-DISTRIBUTION = ("pyproject.toml", "constraints.txt", "README.md", "LICENSE")
+DISTRIBUTION = ("pyproject.toml", "constraints.txt", "constraints-vllm.txt", "README.md", "LICENSE")
 SOURCES = ("operator/plinth_api", "operator/plinth_operator", "workloads/plinth_workloads")
 """What `.dockerignore` lets through."""
 

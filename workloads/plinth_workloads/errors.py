@@ -1,5 +1,6 @@
 """A failure that has a reason: what the user, or the operator, can act upon."""
 
+import json
 from typing import Literal
 
 Reason = Literal[
@@ -38,6 +39,11 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[type["UserError"], tuple[str, str]]:
         return (type(self), (self.reason, self.message))
+
+
+def failure_record(failure: UserError) -> str:
+    """The last line of what failed, for whoever reads its output: one JSON object."""
+    return json.dumps({"plinth": "failure", "reason": failure.reason, "message": failure.message})
 
 
 def as_user_error(error: BaseException) -> UserError:

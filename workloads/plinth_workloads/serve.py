@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         threading.Thread(target=_terminate_at_end_of_stdin, daemon=True).start()
     try:
         run = _read_run(arguments.run)
+        _check_engine(run)
         _check_port_free(arguments.host, arguments.port)
         _start(run, arguments.host, arguments.port)
         url = _url_of(arguments.host, arguments.port)
@@ -87,6 +88,12 @@ def _read_run(path: Path) -> ServeRun:
         raise _ServeFailed("InvalidSpec", f"{path} cannot be read: {error.strerror}", exit_code=EXIT_USAGE) from error
     except ValidationError as error:
         raise _ServeFailed("InvalidSpec", f"{path} is not a serve.json: {error}", exit_code=EXIT_USAGE) from error
+
+
+def _check_engine(run: ServeRun) -> None:
+    if run.engine == "vllm":
+        message = "spec.engine: engine vllm serves on clusters; leave it out on this machine, and torch serves"
+        raise _ServeFailed("InvalidSpec", message, exit_code=EXIT_USAGE)
 
 
 def _check_port_free(host: str, port: int) -> None:

@@ -6,7 +6,12 @@ from plinth_api.parse import Resource
 from plinth_api.resolve import ResolveSettings, resolve_serve_run, resolve_train_run
 
 _ANYWHERE = ResolveSettings(
-    uid="validate", volume_root="/volumes", checkpoint_root="/checkpoints", work_dir="/work", tracking_uri="validate"
+    uid="validate",
+    volume_root="/volumes",
+    checkpoint_root="/checkpoints",
+    work_dir="/work",
+    tracking_uri="validate",
+    has_vllm=True,
 )
 
 

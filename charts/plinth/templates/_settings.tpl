@@ -5,6 +5,9 @@ always has users. Helm takes out what is null, for which the operator would have
 */}}
 {{- define "plinth.settings" -}}
 {{- $chart := dict "workloadImage" (include "plinth.workloadImage" .) "trackingUri" (include "plinth.trackingUri" .) -}}
+{{- with .Values.vllmImage.repository -}}
+{{- $chart = merge $chart (dict "vllmImage" (printf "%s:%s" . (default $.Chart.AppVersion $.Values.vllmImage.tag))) -}}
+{{- end -}}
 {{- with .Values.namespace -}}
 {{- $chart = merge $chart (dict "namespace" .) -}}
 {{- end -}}

@@ -12,6 +12,7 @@ from plinth_api.model_service import ModelService
 from plinth_api.objective_rules import teacher_of
 from plinth_api.parse import Resource
 from plinth_operator.plan.paths import CACHE_DIR
+from plinth_operator.plan.serving_engine import engine_environment
 from plinth_operator.settings import Settings
 
 SHUTDOWN_SECONDS = 30
@@ -46,6 +47,7 @@ def environment(resource: Resource, settings: Settings) -> list[dict[str, Any]]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(drain_seconds),
         **stopping,
+        **engine_environment(resource, settings),
     }
     variables: dict[str, dict[str, Any]] = {name: {"name": name, "value": value} for name, value in ours.items()}
     variables |= {variable.name: _variable(variable) for variable in resource.spec.compute.env or ()}

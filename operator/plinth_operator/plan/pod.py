@@ -19,6 +19,7 @@ from plinth_operator.plan.metadata import child_labels, uid_of
 from plinth_operator.plan.paths import RUN_PATH
 from plinth_operator.plan.quantities import canonical_quantity
 from plinth_operator.plan.run_config import run_config_name
+from plinth_operator.plan.serving_engine import engine_labels, head_memory_of, image_of
 from plinth_operator.plan.strategic_merge import merge_pod_template
 from plinth_operator.plan.volumes import Role, pod_volumes
 from plinth_operator.settings import Settings
@@ -44,9 +45,9 @@ def build_pod_template(resource: Resource, role: Role, *, settings: Settings, at
     """
     run_config = None if isinstance(resource, ModelService) or attempt is None else run_config_name(resource, attempt)
     volumes = pod_volumes(resource, role, settings=settings, run_config=run_config)
-    resources = _head_resources(settings) if role == "head" else _worker_resources(resource)
+    resources = _head_resources(resource, settings) if role == "head" else _worker_resources(resource)
     template = {
-        "metadata": {"labels": child_labels(resource, attempt)},
+        "metadata": {"labels": {**child_labels(resource, attempt), **engine_labels(resource, settings)}},
         "spec": {
             **_placement(resource, role),
             **_identity(resource, role),
@@ -56,7 +57,7 @@ def build_pod_template(resource: Resource, role: Role, *, settings: Settings, at
             "containers": [
                 {
                     "name": CONTAINER,
-                    "image": resource.spec.compute.image or settings.workload_image,
+                    "image": image_of(resource, settings),
                     "env": environment(resource, settings),
                     **_secrets(resource, settings),
                     "resources": resources,
@@ -200,8 +201,8 @@ def _lifecycle(resource: Resource, settings: Settings) -> dict[str, Any]:
     return {"lifecycle": {"preStop": {"exec": {"command": command}}}}
 
 
-def _head_resources(settings: Settings) -> dict[str, Any]:
-    cpu, memory = canonical_quantity(settings.head_cpus), canonical_quantity(settings.head_memory)
+def _head_resources(resource: Resource, settings: Settings) -> dict[str, Any]:
+    cpu, memory = canonical_quantity(settings.head_cpus), canonical_quantity(head_memory_of(resource, settings))
     return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"memory": memory}}
 
 

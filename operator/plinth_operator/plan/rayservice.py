@@ -2,12 +2,16 @@
 
 What a change costs: a new version is `user_config`, which running replicas take over; scaling is the deployment's, in
 place; the rest of the document is `args`, which start new replicas; a change of the cluster starts a second cluster.
+Under vLLM model and adapters are `args` too: its replicas take over limits and the beginning of chats only.
 """
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import yaml
 
+from plinth_api.engine_rules import ServingEngine
 from plinth_api.model_service import ModelService
 from plinth_api.run import ServeRun
 from plinth_operator.constants import CLUSTER_HASH_ANNOTATION
@@ -15,12 +19,18 @@ from plinth_operator.facts import Manifest
 from plinth_operator.plan.access import SERVE_PORT, serve_service_name
 from plinth_operator.plan.metadata import child_labels, child_metadata, child_name, content_hash, sealed
 from plinth_operator.plan.raycluster import build_ray_cluster_spec
+from plinth_operator.plan.serving_engine import engine_labels
 from plinth_operator.settings import Settings
 
 APPLICATION = "plinth"
 
-_DEPLOYMENT = "model"
-"""The name in plinth_workloads.serving.app."""
+_DEPLOYMENTS: Mapping[ServingEngine, str] = {"torch": "model", "vllm": "VllmServer:model"}
+"""The names in plinth_workloads.serving; ray.serve.llm puts that of its server's class before its own."""
+
+_BUILDERS: Mapping[ServingEngine, str] = {
+    "torch": "plinth_workloads.serving.app:build_app",
+    "vllm": "plinth_workloads.serving.vllm_app:build_app",
+}
 
 
 def rayservice_name(service: ModelService) -> str:
@@ -41,6 +51,7 @@ def build_rayservice(service: ModelService, run: ServeRun, *, settings: Settings
     """
     cluster = build_ray_cluster_spec(service, settings=settings)
     metadata = child_metadata(service, rayservice_name(service))
+    labels = {**child_labels(service), **engine_labels(service, settings)}
     metadata["annotations"][CLUSTER_HASH_ANNOTATION] = cluster_hash(cluster)
     return sealed(
         {
@@ -50,7 +61,7 @@ def build_rayservice(service: ModelService, run: ServeRun, *, settings: Settings
             "spec": {
                 "upgradeStrategy": {"type": "NewCluster"},
                 "serveService": {
-                    "metadata": {"name": serve_service_name(service.metadata.name), "labels": child_labels(service)},
+                    "metadata": {"name": serve_service_name(service.metadata.name), "labels": labels},
                     "spec": {"ports": [{"name": "serve", "protocol": "TCP", "port": SERVE_PORT}]},
                 },
                 "serveConfigV2": build_serve_config(service, run),
@@ -67,15 +78,13 @@ def build_serve_config(service: ModelService, run: ServeRun) -> str:
             {
                 "name": APPLICATION,
                 "route_prefix": "/",
-                "import_path": "plinth_workloads.serving.app:build_app",
-                "args": run.model_dump(mode="json", by_alias=True, exclude={"model", "scaling"}, exclude_none=True),
+                **_application_of(run),
                 "deployments": [
                     {
-                        "name": _DEPLOYMENT,
+                        "name": _DEPLOYMENTS[run.engine],
                         "user_config": run.model.to_wire(),
                         **run.scaling.deployment_options(),
-                        # A pod has the memory of one replica.
-                        "max_replicas_per_node": 1,
+                        **_replicas_of_a_pod(run),
                         # As for clusters: whoever has no machines to spare stops the old replicas first.
                         "max_surge_percent": 100 if service.spec.rollout.cluster_change == "Surge" else 0,
                     }
@@ -84,6 +93,24 @@ def build_serve_config(service: ModelService, run: ServeRun) -> str:
         ]
     }
     return yaml.safe_dump(config, sort_keys=False)
+
+
+def _application_of(run: ServeRun) -> dict[str, Any]:
+    """What replicas are made by, and from which arguments: a change of those starts new replicas."""
+    # vLLM has one model for as long as it lives, and loads adapters when it starts.
+    left_out: dict[str, Any] = {"model": {"prompt", "limits"} if run.engine == "vllm" else True, "scaling": True}
+    return {
+        "import_path": _BUILDERS[run.engine],
+        "args": run.model_dump(mode="json", by_alias=True, exclude=left_out, exclude_none=True),
+    }
+
+
+def _replicas_of_a_pod(run: ServeRun) -> dict[str, int]:
+    """A pod has the memory of one replica.
+
+    Serve refuses the option beside the placement group that a replica of vLLM has, whose GPUs are all that a pod has.
+    """
+    return {} if run.engine == "vllm" else {"max_replicas_per_node": 1}
 
 
 def cluster_hash(cluster: Manifest) -> str:

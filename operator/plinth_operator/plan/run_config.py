@@ -35,6 +35,7 @@ def resolve_settings_for(resource: Resource, settings: Settings, run_id: str | N
         registry_prefix=f"{namespace}.",
         run_id=run_id,
         api_keys_dir=API_KEYS_FOLDER,
+        has_vllm=bool(settings.vllm_image),
         tags={
             UID_TAG: uid,
             CLUSTER_TAG: settings.cluster_name,

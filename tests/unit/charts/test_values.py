@@ -11,8 +11,8 @@ from pydantic.alias_generators import to_camel
 from plinth_operator.settings import Settings
 
 CHART = Path(__file__).parents[3] / "charts" / "plinth"
-OF_THE_CHART = {"namespace", "operator_namespace", "probe_port", "probe_host", "workload_image"}
-"""What the templates decide: scope, downward API, the port that the probes ask, and the image of workloadImage."""
+OF_THE_CHART = {"namespace", "operator_namespace", "probe_port", "probe_host", "workload_image", "vllm_image"}
+"""What the templates decide: scope, downward API, the port that the probes ask, and both images of workloads."""
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())

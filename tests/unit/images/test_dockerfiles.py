@@ -1,7 +1,11 @@
-"""What both Dockerfiles promise to a cluster, read from their text; that they build is the e2e tests' to show."""
+"""What the Dockerfiles promise to a cluster, read from their text; that two of them build is the e2e tests' to show.
+
+Nobody has built that with vLLM.
+"""
 
 import re
 import tomllib
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
@@ -9,17 +13,28 @@ import pytest
 from plinth_operator.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[3]
-IMAGES = ("operator", "workloads")
+FILES = {
+    "operator": "operator/Dockerfile",
+    "workloads": "workloads/Dockerfile",
+    "vllm": "workloads/Dockerfile.vllm",
+}
+IMAGES = tuple(FILES)
+EXTRAS = {"operator": "operator", "workloads": "workloads", "vllm": "serve-vllm"}
 PUBLIC_BASE = "docker.io/library/python:3.11-slim-bookworm"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-PINS = dict(
-    line.split(" ")[0].split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line
-)
+
+
+def pins(file):
+    lines = (ROOT / file).read_text().splitlines()
+    return dict(line.split(" ")[0].split("==") for line in lines if "==" in line)
+
+
+PINS, VLLM_PINS = pins("constraints.txt"), pins("constraints-vllm.txt")
 
 
 def instructions(name):
     """Of a Dockerfile, in order: the instruction and the rest of its line, continued lines joined."""
-    text = re.sub(r"(?m)^#.*\n", "", (ROOT / name / "Dockerfile").read_text()).replace("\\\n", "")
+    text = re.sub(r"(?m)^#.*\n", "", (ROOT / FILES[name]).read_text()).replace("\\\n", "")
     return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
 
 
@@ -41,7 +56,7 @@ def test_every_stage_is_built_on_the_base_that_one_may_choose(name):
 @pytest.mark.parametrize("name", IMAGES)
 def test_the_user_is_a_number_that_is_not_root_with_the_group_of_openshift(name):
     assert last(name, "USER") == "1000:0"
-    assert "useradd --uid 1000 --gid 0" in (ROOT / name / "Dockerfile").read_text()
+    assert "useradd --uid 1000 --gid 0" in (ROOT / FILES[name]).read_text()
     # A pod's uid may have no name in /etc/passwd; Ray and getpass take it from here.
     assert re.search(r"\bUSER=plinth\b", last(name, "ENV"))
     assert re.search(r"\bHOME=/home/plinth\b", last(name, "ENV"))
@@ -51,7 +66,7 @@ def test_the_user_is_a_number_that_is_not_root_with_the_group_of_openshift(name)
 def test_nothing_comes_from_an_address_a_moving_tag_or_a_builder_of_its_own(name):
     words = {word for word, _ in instructions(name)}
     assert "ADD" not in words
-    text = (ROOT / name / "Dockerfile").read_text()
+    text = (ROOT / FILES[name]).read_text()
     for unwanted in ("latest", "http://", "https://", "--mount", "<<", "syntax=", "--chmod", "--link"):
         assert unwanted not in text
 
@@ -67,24 +82,43 @@ def test_labels_name_the_image_its_version_and_its_licence(name):
     assert arguments(name)["VERSION"] == PROJECT["version"]
 
 
-def test_the_workloads_label_the_versions_that_are_installed():
-    labels = dict(re.findall(r'([\w.]+)="([^"]*)"', last("workloads", "LABEL")))
-    for package in ("ray", "torch", "mlflow"):
+@pytest.mark.parametrize(
+    ("name", "pinned", "packages"),
+    [("workloads", PINS, ("ray", "torch", "mlflow")), ("vllm", VLLM_PINS, ("ray", "torch", "vllm"))],
+)
+def test_the_images_label_the_versions_that_are_installed(name, pinned, packages):
+    labels = dict(re.findall(r'([\w.]+)="([^"]*)"', last(name, "LABEL")))
+    for package in packages:
         argument = f"{package.upper()}_VERSION"
         assert labels[f"dev.plinth.{package}.version"] == f"${{{argument}}}"
-        assert arguments("workloads")[argument] == PINS[package]
+        assert arguments(name)[argument] == pinned[package]
 
 
-def test_the_operator_expects_the_ray_that_the_workloads_have():
-    assert Settings().ray_version == arguments("workloads")["RAY_VERSION"]
+@pytest.mark.parametrize("name", ["workloads", "vllm"])
+def test_the_operator_expects_the_ray_that_the_workloads_have(name):
+    assert Settings().ray_version == arguments(name)["RAY_VERSION"]
+
+
+def test_the_vllm_is_one_that_runs_no_code_of_a_model_and_the_one_that_its_ray_asks_for():
+    # CVE-2026-22807 and CVE-2026-27893: before 0.18 code of a model ran with trust_remote_code off.
+    assert tuple(map(int, VLLM_PINS["vllm"].split("."))) >= (0, 18, 0)
+    (asked,) = (need for need in requires("ray") or () if need.startswith("vllm["))
+    assert f"=={VLLM_PINS['vllm']};" in asked
+    assert VLLM_PINS["ray"] == PINS["ray"]
+
+
+def test_the_constraints_of_vllm_are_versions_only():
+    lines = (ROOT / "constraints-vllm.txt").read_text().splitlines()
+    assert [line for line in lines if not re.fullmatch(r"[a-z0-9.-]+==[\w.+!]+", line)] == []
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_dependencies_are_the_tested_ones_and_installed_before_the_code_comes(name):
     steps = [f"{word} {text}" for word, text in instructions(name)]
     (installed,) = (i for i, step in enumerate(steps) if "requirements.txt" in step and " install " in step)
-    assert re.search(r"-c \S*constraints\.txt", steps[installed])
-    assert f"['{name}']" in " ".join(steps)
+    constraints = "constraints-vllm" if name == "vllm" else "constraints"
+    assert re.search(rf"-c \S*{constraints}\.txt", steps[installed])
+    assert f"['{EXTRAS[name]}']" in " ".join(steps)
     code = [i for i, step in enumerate(steps) if step.startswith("COPY") and "wheels" in step]
     code += [i for i, step in enumerate(steps) if "install" in step and ".whl" in step]
     assert code
@@ -94,9 +128,13 @@ def test_dependencies_are_the_tested_ones_and_installed_before_the_code_comes(na
             assert "--no-cache-dir" in step, f"step {i} leaves pip's cache"
 
 
-def test_only_the_workloads_have_a_compiler_and_what_probes_call():
-    assert re.search(r"install .*\bgcc g\+\+ libc6-dev wget\b", (ROOT / "workloads/Dockerfile").read_text())
-    assert "apt-get" not in (ROOT / "operator/Dockerfile").read_text()
+@pytest.mark.parametrize("name", ["workloads", "vllm"])
+def test_workloads_have_a_compiler_and_what_probes_call(name):
+    assert re.search(r"install .*\bgcc g\+\+ libc6-dev wget\b", (ROOT / FILES[name]).read_text())
+
+
+def test_the_operator_has_no_compiler():
+    assert "apt-get" not in (ROOT / FILES["operator"]).read_text()
 
 
 def test_the_chart_can_run_mlflow_with_passwords_from_the_workloads():

@@ -25,7 +25,7 @@ TEXTS = ("other", "another", "/other", "pvc://claim/other", "pvc://claim/another
 
 SAME_AS_DEFAULT = {
     "spec.objective.causalLM={}": "the job that fields are put into has it",
-    "spec.engine=torch": "auto is torch until vllm is supported",
+    "spec.engine=torch": "auto is torch where a service has no GPUs",
 }
 """Values that are accepted and mean what the default means."""
 
@@ -64,6 +64,8 @@ GIVEN: dict[str, Document] = {
     },
     "spec.evaluation.gate[].by": {"spec.evaluation.gate[].betterThan": "models:/other/1"},
     "spec.scaling.minReplicas": {"spec.scaling.maxReplicas": 2},
+    "spec.engine=vllm": {"spec.compute.perReplica.gpus": 1},
+    "spec.compute.tensorParallel": {"spec.engine": "vllm", "spec.compute.perReplica.gpus": 2},
     "spec.data.format=text": {"spec.task.completion": {}},
     "spec.data.format=labelled": {"spec.task.classification": {}},
     "spec.data.format=preference": {"spec.task.preference.dpo": {}},
@@ -202,7 +204,7 @@ def required_of(kind: str, model: type[Any], path: str) -> Document:
 def resolved(document: Document) -> TrainRun | ServeRun:
     resource = parse_resource(document)
     if isinstance(resource, ModelService):
-        return resolve_serve_run(resource, make_resolve_settings(), {})
+        return resolve_serve_run(resource, make_resolve_settings(has_vllm=True), {})
     return resolve_train_run(resource, make_resolve_settings(), {})
 
 

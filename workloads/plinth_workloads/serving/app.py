@@ -14,7 +14,6 @@ from starlette.types import Receive, Scope, Send
 
 from plinth_api.quantity import whole_cpus
 from plinth_api.run import ServeModel, ServeRun
-from plinth_workloads.errors import UserError
 from plinth_workloads.serving.api_keys import ApiKeys
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.engine import ModelEngine
@@ -113,14 +112,9 @@ def _others_are_running() -> bool:
 
 
 def _fetch_adapter(run: ServeRun, uri: str, model_uri: str) -> Path:
-    from plinth_workloads.models.adapters import adapter_base_uri
-    from plinth_workloads.models.fetch import fetch_model
+    from plinth_workloads.serving.adapter_folder import fetch_adapter
 
-    folder = fetch_model(uri, tracking_uri=run.tracking_uri, cache_dir=Path(run.work_dir) / "models")
-    base = adapter_base_uri(folder) or ""
-    if base != model_uri and base.startswith("models:/") and model_uri.startswith("models:/"):
-        raise UserError("ModelLoadFailed", f"{uri} was trained for {base}, and {model_uri} is served")
-    return folder
+    return fetch_adapter(run, uri, model_uri)
 
 
 def _make_engine(run: ServeRun, uri: str) -> ModelEngine:

@@ -13,7 +13,7 @@ from plinth_api.run import ServeLimits
 from plinth_workloads.serving.engine import InvalidParameter
 from plinth_workloads.serving.protocol import ChatBody, GenerationBody
 
-_DEFAULT_COMPLETION_TOKENS = 16
+DEFAULT_COMPLETION_TOKENS = 16
 """max_tokens of a completion that does not say; OpenAI's. A chat may fill the context."""
 
 _Item = TypeVar("_Item")
@@ -51,18 +51,30 @@ def max_tokens_of(limits: ServeLimits, body: GenerationBody, *, num_free: int) -
     Raises:
         InvalidParameter: The request asks for more than the service makes.
     """
-    param, asked, default = "max_tokens", body.max_tokens, min(_DEFAULT_COMPLETION_TOKENS, num_free)
+    param, asked, default = "max_tokens", body.max_tokens, min(DEFAULT_COMPLETION_TOKENS, num_free)
     if isinstance(body, ChatBody):
         default = num_free
         if body.max_completion_tokens:
             param, asked = "max_completion_tokens", body.max_completion_tokens
+    check_output(limits, asked, param=param)
+    return asked or min(default, limits.max_output_tokens or default)
+
+
+def check_output(limits: ServeLimits, asked: int | None, *, param: str) -> None:
+    """Refuse a request for too long an answer.
+
+    Args:
+        limits: Of the service.
+        asked: Tokens that the request asks for, if it says.
+        param: The parameter that says it.
+
+    Raises:
+        InvalidParameter: It asks for more than the service makes.
+    """
     most = limits.max_output_tokens
-    if most is None:
-        return asked or default
-    if asked is not None and asked > most:
+    if most is not None and asked is not None and asked > most:
         text = f"{asked} tokens are asked for, and this service makes at most {most}; lower it, or leave it out"
         raise InvalidParameter(param, f"{param}: {text}")
-    return asked or min(default, most)
 
 
 async def within(items: AsyncGenerator[_Item, None], *, seconds: float) -> AsyncGenerator[_Item, None]:
@@ -97,5 +109,11 @@ async def _until(deadline: float, work: Awaitable[_Item], seconds: float) -> _It
     except TimeoutError:
         if not patience.expired():
             raise
-        text = f"the request took more than the {seconds:g} s that it may; ask for fewer tokens, or try later"
-        raise RequestTimedOut(text) from None
+        raise timed_out(seconds) from None
+
+
+def timed_out(seconds: float) -> RequestTimedOut:
+    """What is said of a request that took longer than it may."""
+    return RequestTimedOut(
+        f"the request took more than the {seconds:g} s that it may; ask for fewer tokens, or try later"
+    )

@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from plinth_api.run import TrainRun
-from plinth_workloads.errors import UserError, as_user_error
+from plinth_workloads.errors import UserError, as_user_error, failure_record
 from plinth_workloads.train.heartbeats import HeartbeatFolder
 from plinth_workloads.train.progress import STOP_FILE, ProgressLog
-from plinth_workloads.train.watchdog import failure_record, told_failure
+from plinth_workloads.train.watchdog import told_failure
 
 _TOGETHER_SECONDS = 1.0
 """Signals that come within it are one request: what ends a whole group reaches a worker itself and through torchrun."""

@@ -9,7 +9,6 @@ faulthandler, which needs no lock, writes the stacks and ends the process a litt
 """
 
 import faulthandler
-import json
 import os
 import socket
 import sys
@@ -23,7 +22,7 @@ from types import FrameType
 from typing import IO
 
 from plinth_api.run import RunWatchdog, TrainRun
-from plinth_workloads.errors import Reason, UserError
+from plinth_workloads.errors import Reason, UserError, failure_record
 from plinth_workloads.train.heartbeats import Heartbeat, HeartbeatFolder, stuck_failure
 from plinth_workloads.train.progress import ProgressLog
 from plinth_workloads.train.pulse import Pulse
@@ -280,11 +279,6 @@ def told_failure(run: TrainRun) -> UserError | None:
         told = stuck_failure(reason, seconds or 0, beats, run.workers.num_workers)
         tell_work_dir(Path(run.work_dir), told)
     return told
-
-
-def failure_record(failure: UserError) -> str:
-    """The last line of a run that failed, for whoever reads its output: one JSON object."""
-    return json.dumps({"plinth": "failure", "reason": failure.reason, "message": failure.message})
 
 
 def innermost(frame: FrameType | None) -> tuple[str, bool]:

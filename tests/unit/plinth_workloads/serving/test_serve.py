@@ -81,3 +81,13 @@ def test_a_document_that_is_no_serve_json_is_said_in_one_line(tmp_path, capsys, 
     event = json.loads(capsys.readouterr().out)
     assert (event["event"], event["reason"]) == ("failed", "InvalidSpec")
     assert str(path) in event["message"]
+
+
+def test_vllm_is_refused_on_this_machine_with_what_serves_here(tmp_path, capsys):
+    document = {"name": "m", "engine": "vllm", "trackingUri": "", "gpus": 1, "cpus": 1, "workDir": "/work"}
+    path = tmp_path / "serve.json"
+    path.write_text(json.dumps(document))
+    assert serve.main([str(path)]) == serve.EXIT_USAGE
+    told = json.loads(capsys.readouterr().out)
+    assert told["reason"] == "InvalidSpec"
+    assert told["message"].startswith("spec.engine: engine vllm serves on clusters; leave it out on this machine")
