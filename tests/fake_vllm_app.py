@@ -5,6 +5,7 @@ One token is one character. The paths are those of vLLM 0.29 (vllm/entrypoints/l
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,7 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 CONTEXT_LENGTH = 100
 
 
-def make_vllm_app(name: str, *, seconds_a_chunk: float = 0.0) -> FastAPI:
+def make_vllm_app(name: str, *, root: str = "/models/m", seconds_a_chunk: float = 0.0) -> FastAPI:
     """The application of an engine; `state.asked` of it has the bodies that reached it, `state.loras` its adapters."""
     app = FastAPI()
     app.state.asked = []
@@ -22,8 +23,9 @@ def make_vllm_app(name: str, *, seconds_a_chunk: float = 0.0) -> FastAPI:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        names = [name, *app.state.loras]
-        return {"object": "list", "data": [{"id": one, "max_model_len": CONTEXT_LENGTH} for one in names]}
+        folders = {name: root, **app.state.loras}
+        cards = [{"id": one, "root": folder, "process": os.getpid()} for one, folder in folders.items()]
+        return {"object": "list", "data": cards}
 
     @app.post("/tokenize")
     async def tokenize(request: Request) -> JSONResponse:

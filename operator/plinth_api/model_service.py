@@ -59,7 +59,7 @@ class ServiceCompute(PodOptions):
 
     per_replica: Resources = Field(default=Resources(), description="perReplica is what one replica asks for.")
     tensor_parallel: int = Field(
-        default=1, ge=1, le=64, description="tensorParallel splits one replica over so many GPUs."
+        default=1, ge=1, le=64, description="tensorParallel splits one replica over so many GPUs; engine vllm."
     )
 
 
@@ -100,7 +100,7 @@ class Rollout(ApiModel):
     cluster_change: Literal["Surge", "Recreate"] = Field(
         default="Surge",
         description="clusterChange says what a change of image or compute does: Surge starts a second cluster first, "
-        "Recreate stops the old one first. A new model version is always taken over in place.",
+        "Recreate stops the old one first. A new model version is taken over in place, by engine vllm in new replicas.",
     )
     canary: Canary | None = Field(default=None, description="canary moves traffic to a new model version step by step.")
 
@@ -156,7 +156,9 @@ class ModelServiceSpec(ApiModel):
         default=None, description="adapters served beside the model."
     )
     engine: Literal["auto", "torch", "vllm"] = Field(
-        default="auto", description="engine; auto is vllm on GPUs where the image has it, else torch."
+        default="auto",
+        description="engine; auto is vllm on GPUs where the platform has an image with it, task is given and vllm does "
+        "all that is asked for, else torch.",
     )
     task: Literal["auto", "generate", "embed", "classify"] = Field(
         default="auto",

@@ -6,7 +6,7 @@ from charts import MLFLOW, container, deployment, of_kind, refusal, rendered
 from plinth_operator.constants import UID_LABEL
 from plinth_operator.plan.access import SERVE_PORT
 from plinth_workloads.serving.probes import METRICS_PATH
-from rendering import children_of, make
+from rendering import SETTINGS, children_of, make
 
 pytestmark = pytest.mark.integration
 
@@ -162,6 +162,35 @@ def test_prometheus_finds_each_replica_of_each_service(values, selector):
     assert endpoint["path"] == METRICS_PATH
     (kept,) = endpoint["relabelings"]
     assert (kept["action"], kept["regex"]) == ("keep", "worker")
+
+
+def test_prometheus_finds_the_pods_of_vllm_and_does_not_ask_their_service():
+    values = {**MONITORING, "metrics.serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}}}
+    documents = rendered(values)
+    asked = make("ModelService", engine="vllm", compute={"perReplica": {"gpus": 1}})
+    service = children_of(asked, SETTINGS.model_copy(update={"vllm_image": "vllm:1"}))["RayService"]["spec"]
+    (monitor,) = of_kind(documents, "PodMonitor")
+    pod = service["rayClusterConfig"]["workerGroupSpecs"][0]["template"]["metadata"]["labels"]
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= pod.items()
+    assert [endpoint["port"] for endpoint in monitor["spec"]["podMetricsEndpoints"]] == ["metrics"]
+    _, of_services = of_kind(documents, "ServiceMonitor")
+    (expression,) = of_services["spec"]["selector"]["matchExpressions"]
+    assert (expression["operator"], expression["key"] in service["serveService"]["metadata"]["labels"]) == (
+        "DoesNotExist",
+        True,
+    )
+
+
+def test_the_operator_is_told_of_an_image_with_vllm_where_there_is_one():
+    def told(values):
+        variables = {one["name"]: one.get("value") for one in container(rendered(values))["env"]}
+        return variables.get("PLINTH_VLLM_IMAGE")
+
+    image = {"vllmImage.repository": "example.invalid/vllm"}
+    assert told(MLFLOW) is None
+    assert told({**MLFLOW, **image, "vllmImage.tag": "7"}) == "example.invalid/vllm:7"
+    assert told({**MLFLOW, **image}).startswith("example.invalid/vllm:0.")
 
 
 def test_a_monitor_that_the_policy_keeps_out_is_refused():

@@ -84,7 +84,7 @@ def build_front(inner: ASGIApp, service: VllmService, *, keys: ApiKeys | None = 
     app: ASGIApp = LimitBody(_Front(inner, service, keys), limits=lambda: service.limits)
     if keys is not None:
         app = RequireKey(app, keys=keys, open_paths=PROBE_PATHS)
-    return RequestIds(app, front_repeats_ids=False)
+    return RequestIds(app, front_repeats_ids=True)
 
 
 class _Front:
