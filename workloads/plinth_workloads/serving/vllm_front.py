@@ -29,7 +29,7 @@ from plinth_workloads.serving.vllm_requests import (
     ENDPOINTS,
     Body,
     Counted,
-    check_model,
+    is_served,
     needs_count,
     parsed,
     token_requests,
@@ -132,7 +132,7 @@ class _Front:
 
     async def _as_the_service_lets(self, path: str, body: Body) -> Body:
         service = self._service
-        if not check_model(body, service.model_names):
+        if not is_served(body, service.model_names):
             raise unknown_model(str(body["model"]), *service.model_names)
         if why := service.why_not(body.get("model", "")):
             raise _adapter_not_ready(str(body["model"]), why)

@@ -104,7 +104,7 @@ def within_limits(path: str, body: Body, limits: ServeLimits, counted: Counted) 
     return {**body, "max_completion_tokens": min(most, room)} if room > 0 else body
 
 
-def check_model(body: Body, names: Sequence[str]) -> bool:
+def is_served(body: Body, names: Sequence[str]) -> bool:
     """Whether the body names no model or one of these; vLLM takes a request without one for the base model."""
     return body.get("model") in (None, *names)
 

@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 from ray.llm._internal.common.placement import PlacementGroupConfig
+from ray.llm._internal.serve import constants as llm_constants
 from ray.llm._internal.serve.core.configs.llm_config import LLMConfig
+from ray.serve._private import constants as serve_constants
 
+from plinth_api.engine_rules import VLLM_ENVIRONMENT
 from plinth_api.parse import fields_by_wire_name
 from plinth_api.run import ServeModel, ServeRun
 from plinth_workloads.serving.vllm_config import DEPLOYMENT, RUN, FetchedModel, llm_config
@@ -81,6 +84,11 @@ def engine_of(*args: Any, **changes: Any) -> dict[str, Any]:
 def model_with(num_adapters: int) -> ServeModel:
     adapters = [{"name": f"a{i}", "uri": f"models:/a{i}/1"} for i in range(num_adapters)]
     return ServeModel.from_wire({"uri": "models:/chat/3", "adapters": adapters})
+
+
+def test_the_installed_ray_reads_every_variable_of_its_own_that_is_set_for_vllm():
+    known = {*vars(serve_constants), *vars(llm_constants)}
+    assert {name for name in VLLM_ENVIRONMENT if name.startswith("RAY_")} <= known
 
 
 def test_of_every_field_of_the_document_somebody_has_decided_what_vllm_does_with_it():
