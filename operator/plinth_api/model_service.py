@@ -85,12 +85,23 @@ class Canary(ApiModel):
     """How a new model version takes over the traffic."""
 
     steps: Annotated[tuple[Annotated[int, Field(ge=1, le=99)], ...], Field(min_length=1, max_length=16)] = Field(
-        default=(10, 50), description="steps in percent of the traffic."
+        default=(10, 50), description="steps in percent of the requests for the base model."
     )
-    interval_seconds: int = Field(default=300, ge=1, le=86400, description="intervalSeconds between steps.")
-    max_error_rate: float = Field(default=0.01, ge=0, le=1, description="maxErrorRate of the new version.")
+    interval_seconds: int = Field(
+        default=300, ge=1, le=86400, description="intervalSeconds of each step; three of them where requests are few."
+    )
+    max_error_rate: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="maxErrorRate: the share of the new version's requests that may end in 5xx.",
+    )
     max_latency_increase: float = Field(
-        default=0.2, ge=0, le=100, description="maxLatencyIncrease against the old version, as a fraction."
+        default=0.2,
+        ge=0,
+        le=100,
+        description="maxLatencyIncrease of the times to the first token and of each later one against the old version, "
+        "as a fraction.",
     )
 
 

@@ -205,6 +205,13 @@ class ServeAdapter(ApiModel):
     uri: str = Field(description="uri with the alias replaced by a version.")
 
 
+class ServeCandidate(ApiModel):
+    """A version that is tried on a share of the requests, loaded beside the one in service."""
+
+    uri: str = Field(description="uri with the alias replaced by a version.")
+    weight: int = Field(ge=1, le=99, description="weight of it in percent of the requests for the base model.")
+
+
 class ServeModel(ApiModel):
     """The model version in use and its limits: the part of a service that changes in place (Serve's user_config)."""
 
@@ -212,6 +219,7 @@ class ServeModel(ApiModel):
     adapters: tuple[ServeAdapter, ...] = ()
     prompt: PromptTemplate | None = None
     limits: ServeLimits = ServeLimits()
+    candidate: ServeCandidate | None = None
 
     @property
     def prompt_hash(self) -> str:

@@ -21,15 +21,80 @@ class AdapterState(StatusModel):
     load_error: str | None = None
 
 
+class Samples(StatusModel):
+    """Times in seconds, as sums: those of all replicas are added up."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def __add__(self, other: "Samples") -> "Samples":
+        return Samples(
+            count=self.count + other.count, total=self.total + other.total, squares=self.squares + other.squares
+        )
+
+
+class VersionCounts(StatusModel):
+    """How one version has answered requests for the base model.
+
+    Attributes:
+        requests: Those that ended, also because their clients went away.
+        errors: Those of them that ended for a reason of ours (5xx, timeouts among them).
+        first_token: From each request to its first text, to the whole answer where that is no text, or until its client
+            went away without any.
+        output_token: The mean time of a choice's tokens after that.
+    """
+
+    requests: int = 0
+    errors: int = 0
+    first_token: Samples = Samples()
+    output_token: Samples = Samples()
+
+    def __add__(self, other: "VersionCounts") -> "VersionCounts":
+        return VersionCounts(
+            requests=self.requests + other.requests,
+            errors=self.errors + other.errors,
+            first_token=self.first_token + other.first_token,
+            output_token=self.output_token + other.output_token,
+        )
+
+
+class CandidateState(StatusModel):
+    """A version that is tried on a share of the requests beside the one in service.
+
+    Attributes:
+        uri: The version.
+        weight: Its share in percent.
+        loaded: Whether it takes requests.
+        load_error: Why it does not.
+        failed: Whether waiting for it is in vain.
+        seconds: How long it has taken this share here; counts are of this time.
+        stable: What the version in service did with the other requests meanwhile.
+        candidate: What it did itself.
+    """
+
+    uri: str = ""
+    weight: int = 0
+    loaded: bool = False
+    load_error: str | None = None
+    failed: bool = False
+    seconds: float = 0.0
+    stable: VersionCounts = VersionCounts()
+    candidate: VersionCounts = VersionCounts()
+
+
 class ServiceState(StatusModel):
     """One replica; counts are since it started. In wire form what is None is left out.
 
     Attributes:
         name: By which clients ask for the model.
+        replica_id: Which replica this is; another one after each start.
         model_uri: The version in service.
         target_uri: The version that is wanted.
         loaded: Whether a version is in service.
         load_error: Why the wanted version is not in service.
+        held: What requests wait for at the moment; None while they do not.
+        candidate: The version that is tried beside it, if any.
         adapters: Those that are wanted.
         prompt_hash: Which beginning of chats is in service; empty for none.
         api_keys: How many keys are accepted; None where none is asked for.
@@ -42,10 +107,13 @@ class ServiceState(StatusModel):
     """
 
     name: str = ""
+    replica_id: str = ""
     model_uri: str | None = None
     target_uri: str = ""
     loaded: bool = False
     load_error: str | None = None
+    held: str | None = None
+    candidate: CandidateState | None = None
     adapters: tuple[AdapterState, ...] = ()
     prompt_hash: str = ""
     api_keys: int | None = None

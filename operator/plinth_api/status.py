@@ -10,6 +10,7 @@ from plinth_api.base import Condition, LongText, ShortText, StatusModel
 
 JobPhase = Literal["Pending", "Queued", "Starting", "Training", "Evaluating", "Succeeded", "Failed", "Suspended"]
 ServicePhase = Literal["Pending", "Starting", "Ready", "Updating", "Degraded", "Failed"]
+RolloutPhase = Literal["Progressing", "Promoted", "RolledBack"]
 
 
 def _finite(number: float | None) -> float | None:
@@ -144,6 +145,41 @@ class JobStatus(CommonStatus):
     usage: Usage | None = Field(default=None, description="usage of the job.")
 
 
+class VersionFigures(StatusModel):
+    """How a version has answered since the step began, over all replicas."""
+
+    uri: Text = Field(description="uri of the version: models:/name/3.")
+    requests: int = Field(default=0, ge=0, description="requests for the base model that ended.")
+    error_rate: FiniteOrNone = Field(default=None, description="errorRate: the share that ended in a 5xx.")
+    first_token_seconds: FiniteOrNone = Field(
+        default=None, description="firstTokenSeconds: the mean time to the first text."
+    )
+    output_token_seconds: FiniteOrNone = Field(
+        default=None, description="outputTokenSeconds: the mean time of each token after that."
+    )
+
+
+class RolloutStatus(StatusModel):
+    """A new version on its way through rollout.canary, or how that ended."""
+
+    phase: RolloutPhase = Field(description="phase: Progressing, Promoted or RolledBack.")
+    reason: ShortText = Field(
+        description="reason: Loading, Counting or TooFewRequests while it progresses; the verdict after."
+    )
+    message: LongText = Field(default="", description="message says what is waited for, or what decided.")
+    step: int = Field(ge=0, description="step of rollout.canary.steps, from 0.")
+    weight: int = Field(ge=0, le=100, description="weight of the candidate in percent of the requests.")
+    since: datetime = Field(description="since is when the step began, or the rollout ended.")
+    stable: VersionFigures = Field(description="stable is the version that was there before.")
+    candidate: VersionFigures = Field(description="candidate is the new version.")
+    updated_at: datetime | None = Field(default=None, description="updatedAt is when these numbers were read.")
+    counting_since: datetime | None = Field(
+        default=None, description="countingSince is when a replica first took this step's share."
+    )
+    restarts: int = Field(default=0, ge=0, description="restarts of steps whose replicas had all ended.")
+    generation: int = Field(default=0, ge=0, description="generation of the spec that this was decided for.")
+
+
 class ServiceStatus(CommonStatus):
     """The state of a service."""
 
@@ -153,6 +189,7 @@ class ServiceStatus(CommonStatus):
     adapters: Annotated[tuple[AdapterStatus, ...], Field(max_length=256)] | None = Field(
         default=None, description="adapters in use beside it."
     )
+    rollout: RolloutStatus | None = Field(default=None, description="rollout of a new version by rollout.canary.")
     replicas: int | None = Field(default=None, ge=0, description="replicas that run.")
     ready_replicas: int | None = Field(default=None, ge=0, description="readyReplicas that answer.")
     usage: Usage | None = Field(default=None, description="usage of the service.")

@@ -56,7 +56,6 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
         "spec.method.adaptionPrompt": ANY,
     },
     "ModelService": {
-        "spec.rollout.canary": ANY,
         # Kueue takes no RayService, and no cluster that scales by itself.
         "spec.compute.queueName": ANY,
         "spec.scaling.minReplicas": {0},
@@ -103,6 +102,7 @@ CLUSTER_ONLY: Mapping[str, Collection[str]] = {
         *_CLUSTER_ONLY_COMPUTE,
         "spec.compute.perReplica.memory",
         "spec.rollout.clusterChange",
+        "spec.rollout.canary",
         "spec.access.apiKeySecretRef",
         "spec.access.ingress",
     ),

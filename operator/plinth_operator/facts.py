@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from plinth_api.service_state import CandidateState
+
 Manifest = dict[str, Any]
 
 
@@ -111,6 +113,7 @@ class PodFacts(ObjectFacts):
         unschedulable: The scheduler's words while PodScheduled is False.
         disruption: Reason of the DisruptionTarget condition: PreemptionByScheduler, EvictionByEvictionAPI,
             DeletionByTaintManager, TerminationByKubelet...
+        ip: status.podIP; empty before it has one.
     """
 
     role: Literal["head", "worker", "submitter"] = "worker"
@@ -122,6 +125,7 @@ class PodFacts(ObjectFacts):
     ready: bool = False
     unschedulable: str = ""
     disruption: str = ""
+    ip: str = ""
     containers: tuple[ContainerFacts, ...] = ()
 
 
@@ -204,6 +208,9 @@ class ReplicaState:
     Attributes:
         adapters: Name and URI of each adapter that answers.
         adapter_errors: Name of each that does not, and why.
+        held: What requests wait for; empty while they do not.
+        replica_id: Which replica it is.
+        candidate: The version that it tries, if any.
     """
 
     model_uri: str
@@ -214,6 +221,9 @@ class ReplicaState:
     prompt_hash: str = ""
     adapters: tuple[tuple[str, str], ...] = ()
     adapter_errors: tuple[tuple[str, str], ...] = ()
+    held: str = ""
+    replica_id: str = ""
+    candidate: CandidateState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +236,8 @@ class Observed:
         claims: Claims of the namespace by name.
         run: The MLflow run, None where none is known yet.
         versions: For each alias URI asked for: the URI with its version, "" where there is no such alias.
+        replica: What any replica of a service told, through its Service.
+        replicas: What each told for itself; only while a version is tried.
         tracking_error: Why MLflow does not answer; empty while it does.
         kuberay: Whether KubeRay's kinds are served.
     """
@@ -240,5 +252,11 @@ class Observed:
     run: RunFacts | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     replica: ReplicaState | None = None
+    replicas: tuple[ReplicaState, ...] = ()
     tracking_error: str = ""
     kuberay: bool = True
+
+    @property
+    def all_replicas(self) -> tuple[ReplicaState, ...]:
+        """Each replica that is known, one that was met through the Service where none could be asked by itself."""
+        return self.replicas or ((self.replica,) if self.replica else ())

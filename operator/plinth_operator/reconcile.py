@@ -13,7 +13,7 @@ from plinth_operator.plan.refusals import Refusal, refusal_cause
 from plinth_operator.plan.services import plan_service
 from plinth_operator.queue import WorkQueue
 from plinth_operator.settings import Settings
-from plinth_operator.status.events import event_of
+from plinth_operator.status.events import event_of, rollout_event_of
 from plinth_operator.status.facts import facts_from
 from plinth_operator.status.reasons import Cause
 from plinth_operator.status.report import should_write, status_patch
@@ -208,9 +208,10 @@ class Reconciler:
         if answer["metadata"].get("generation", 1) != plan.status.get("observedGeneration"):
             # A newer spec has come with the answer, and is no news any more when the watch tells of it.
             self._queue.add(key)
-        event = event_of(key, resource.uid, old, plan.status, now=self._now())
-        if event is not None:
-            await self._emit(key, event)
+        for make_event in (event_of, rollout_event_of):
+            event = make_event(key, resource.uid, old, plan.status, now=self._now())
+            if event is not None:
+                await self._emit(key, event)
 
     async def _emit(self, key: Key, event: Manifest) -> None:
         """Events are for people: one that is not taken is no reason to reconcile again."""

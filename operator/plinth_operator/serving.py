@@ -1,4 +1,8 @@
-"""Polls the state endpoint of services whose clusters are up: what a replica knows of itself goes into the store."""
+"""Polls the state endpoint of services whose clusters are up: what a replica knows of itself goes into the store.
+
+Through the Service it meets any one replica, as a client does. While a version is tried, what all of them count
+matters: then each pod is asked, whose proxy passes the question to the replica beside it.
+"""
 
 import asyncio
 import logging
@@ -24,11 +28,14 @@ _AT_ONCE = 16
 class ServicePoller:
     """One loop over all services; one that does not answer loses its state."""
 
-    def __init__(self, store: Store, queue: WorkQueue[Key], *, url: str, now: Callable[[], datetime]) -> None:
-        """Take the pattern of the endpoint's address, with {service} and {namespace}."""
+    def __init__(
+        self, store: Store, queue: WorkQueue[Key], *, url: str, replica_url: str, now: Callable[[], datetime]
+    ) -> None:
+        """Take the patterns of the endpoint's address: with {service} and {namespace}, and with a pod's {ip}."""
         self._store = store
         self._queue = queue
         self._url = url
+        self._replica_url = replica_url
         self._now = now
 
     async def run(self) -> None:
@@ -45,17 +52,26 @@ class ServicePoller:
     async def _poll(
         self, session: aiohttp.ClientSession, limit: asyncio.Semaphore, key: Key, resource: Resource
     ) -> None:
-        async with limit:
-            state = await self._read(session, key)
-        known = resource.replica
-        resource.replica = state
-        if _told(known) != _told(state):
+        url = self._url.format(service=serve_service_name(key.name), namespace=key.namespace)
+        urls = [url, *self._replica_urls(key, resource)]
+        state, *others = await asyncio.gather(*(self._read(session, limit, url) for url in urls))
+        known = resource.replica, *resource.replicas
+        resource.replica, resource.replicas = state, tuple(other for other in others if other is not None)
+        if [*map(_told, known)] != [*map(_told, (state, *resource.replicas))]:
             self._queue.add(key)
 
-    async def _read(self, session: aiohttp.ClientSession, key: Key) -> ReplicaState | None:
+    def _replica_urls(self, key: Key, resource: Resource) -> list[str]:
+        """Of the pods that answer, while a version is tried."""
+        rollout = resource.status_document().get("rollout") or {}
+        if rollout.get("phase") != "Progressing":
+            return []
+        workers = (pod for pod in self._store.observe(key).pods if pod.role == "worker" and not pod.deleting)
+        pods = [pod for pod in workers if pod.ready and pod.ip]
+        return [self._replica_url.format(ip=f"[{pod.ip}]" if ":" in pod.ip else pod.ip) for pod in pods]
+
+    async def _read(self, session: aiohttp.ClientSession, limit: asyncio.Semaphore, url: str) -> ReplicaState | None:
         try:
-            url = self._url.format(service=serve_service_name(key.name), namespace=key.namespace)
-            async with session.get(url) as answer:
+            async with limit, session.get(url) as answer:
                 if answer.status != 200:
                     return None
                 return replica_state(await answer.read(), self._now())
@@ -79,6 +95,9 @@ def replica_state(body: bytes, now: datetime) -> ReplicaState:
         prompt_hash=found.prompt_hash,
         adapters=tuple((adapter.name, adapter.uri) for adapter in found.adapters if adapter.uri),
         adapter_errors=tuple((adapter.name, adapter.load_error) for adapter in found.adapters if adapter.load_error),
+        held=found.held or "",
+        replica_id=found.replica_id,
+        candidate=found.candidate,
     )
 
 

@@ -45,6 +45,7 @@ class Resource:
     run: RunFacts | None = None
     versions: dict[str, str] = field(default_factory=dict)
     replica: ReplicaState | None = None
+    replicas: tuple[ReplicaState, ...] = ()
 
     def document(self, key: Key) -> Manifest:
         """The resource as JSON types, status included."""
@@ -192,6 +193,7 @@ class Store:
             run=resource.run,
             versions=resource.versions,
             replica=resource.replica,
+            replicas=resource.replicas,
             tracking_error=self.tracking_error,
             kuberay=self.kuberay,
         )

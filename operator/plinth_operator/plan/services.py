@@ -11,7 +11,7 @@ from plinth_api.model_service import ModelService
 from plinth_api.parse import parse_resource
 from plinth_api.resolve import referenced_aliases, resolve_serve_run
 from plinth_api.run import ServeModel
-from plinth_api.status import ServiceStatus
+from plinth_api.status import RolloutStatus, ServiceStatus
 from plinth_operator.constants import CLUSTER_HASH_ANNOTATION
 from plinth_operator.facts import Manifest, ObjectFacts, Observed, RayServiceFacts
 from plinth_operator.plan.acceptance import invalid_spec_cause
@@ -22,10 +22,11 @@ from plinth_operator.plan.existence import missing_cause
 from plinth_operator.plan.plan import Plan
 from plinth_operator.plan.raycluster import build_ray_cluster_spec
 from plinth_operator.plan.refusals import steady_cause
+from plinth_operator.plan.rollout import TICK_SECONDS, plan_rollout
 from plinth_operator.plan.run_config import resolve_settings_for
 from plinth_operator.settings import Settings
 from plinth_operator.status.reasons import Cause
-from plinth_operator.status.services import ServiceVerdict, build_service_status, service_verdict
+from plinth_operator.status.services import ServiceVerdict, build_service_status, service_verdict, with_rollout
 
 _ALIAS_SECONDS = 30.0
 """How often an alias is looked up: a new version is taken over within this time."""
@@ -55,28 +56,36 @@ def plan_service(
     except InvalidSpec as error:
         verdict = _refused(seen, ServeModel(uri=old.model.uri if old.model else ""), invalid_spec_cause(error))
         gpus = (old.usage.gpus if old.usage else None) or 0
-        return Plan(status=build_service_status(old, verdict, generation=generation, gpus=gpus, now=now))
+        status = build_service_status(old, verdict, generation=generation, gpus=gpus, rollout=old.rollout, now=now)
+        return Plan(status=status)
     look = _Look(service, old, seen, settings, now, refusal)
     base = resolve_settings_for(service, settings, None)
     aliases = referenced_aliases(service, base.registry_prefix)
     versions = _known_versions(look, aliases)
     held = missing_cause(service, seen, aliases, versions, settings)
     if held is not None:
-        plan = _report(look, _refused(seen, ServeModel(uri=old.model.uri if old.model else ""), held))
+        plan = _report(look, _refused(seen, ServeModel(uri=old.model.uri if old.model else ""), held), old.rollout)
         return replace(plan, want_versions=aliases, requeue_seconds=10.0)
     missing = tuple(uri for uri in aliases if uri not in versions)
     if missing:
         cause = Cause("TrackingUnavailable", seen.tracking_error) if seen.tracking_error else None
-        return replace(_report(look, ServiceVerdict("Pending", cause)), want_versions=missing)
+        return replace(_report(look, ServiceVerdict("Pending", cause), old.rollout), want_versions=missing)
     run = resolve_serve_run(service, base, versions)
-    plan = _converge(look, service_children(service, run, settings=settings), run.model)
-    return replace(plan, want_versions=aliases, requeue_seconds=_ALIAS_SECONDS if aliases else None)
+    model, rollout = plan_rollout(service.spec.rollout.canary, run.model, old, seen, generation=generation, now=now)
+    run = run.model_copy(update={"model": model})
+    plan = _converge(look, service_children(service, run, settings=settings), model, rollout)
+    seconds = TICK_SECONDS if model.candidate else _ALIAS_SECONDS if aliases else None
+    return replace(plan, want_versions=aliases, requeue_seconds=seconds)
 
 
 def _known_versions(look: _Look, aliases: tuple[str, ...]) -> Mapping[str, str]:
-    """What MLflow has said, else the version that is in use: MLflow being away stops no service that runs."""
+    """What MLflow has said, else the version that is in use: MLflow being away stops no service that runs.
+
+    A version that is tried, or was, is what MLflow had said last.
+    """
     known = {uri: look.seen.versions[uri] for uri in aliases if uri in look.seen.versions}
-    used = [look.old.model.uri] if look.old.model else []
+    used = [look.old.rollout.candidate.uri] if look.old.rollout else []
+    used += [look.old.model.uri] if look.old.model else []
     used += [adapter.uri for adapter in look.old.adapters or ()]
     for uri in aliases:
         before = next((one for one in used if one.startswith(f"{uri.split('@')[0]}/")), None)
@@ -85,7 +94,7 @@ def _known_versions(look: _Look, aliases: tuple[str, ...]) -> Mapping[str, str]:
     return known
 
 
-def _converge(look: _Look, wanted: tuple[Manifest, ...], target: ServeModel) -> Plan:
+def _converge(look: _Look, wanted: tuple[Manifest, ...], target: ServeModel, rollout: RolloutStatus | None) -> Plan:
     existing = look.seen.ray_services[0] if look.seen.ray_services else None
     known: dict[tuple[str, str], ObjectFacts] = {(facts.kind, facts.name): facts for facts in look.seen.children}
     children: list[Manifest] = []
@@ -101,10 +110,11 @@ def _converge(look: _Look, wanted: tuple[Manifest, ...], target: ServeModel) -> 
     deletions += [facts for identity, facts in known.items() if _is_ours(facts) and identity not in names]
     pods = look.seen.pods
     verdict = service_verdict(existing, pods, look.seen.ray_clusters, look.seen.replica, target, bool(deletions))
+    verdict = with_rollout(verdict, rollout)
     if children and look.refusal is not None:
         cause = steady_cause(look.refusal, look.old, look.service.metadata.generation)
         verdict = _refused(look.seen, target, cause)
-    return replace(_report(look, verdict), children=tuple(children), deletions=tuple(deletions))
+    return replace(_report(look, verdict, rollout), children=tuple(children), deletions=tuple(deletions))
 
 
 def _refused(seen: Observed, target: ServeModel, cause: Cause) -> ServiceVerdict:
@@ -144,7 +154,7 @@ def _ray_service_change(
     return [wanted], []
 
 
-def _report(look: _Look, verdict: ServiceVerdict) -> Plan:
+def _report(look: _Look, verdict: ServiceVerdict, rollout: RolloutStatus | None) -> Plan:
     spec, generation = look.service.spec, look.service.metadata.generation or 1
     host = spec.access.ingress.host if spec.access.ingress else None
     inside = f"http://{serve_service_name(look.service.metadata.name)}.{look.service.metadata.namespace}.svc:8000"
@@ -156,6 +166,7 @@ def _report(look: _Look, verdict: ServiceVerdict) -> Plan:
         if host
         else inside,
         gpus=spec.compute.per_replica.gpus * spec.scaling.min_replicas,
+        rollout=rollout,
         now=look.now,
     )
     return Plan(status=status)

@@ -1,4 +1,4 @@
-"""Kubernetes Events: one for each change of phase or reason, none for anything else. Pure."""
+"""Kubernetes Events: for each change of phase or reason and each step of a rollout, and for nothing else. Pure."""
 
 import hashlib
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from plinth_operator.constants import FIELD_MANAGER, GROUP, VERSION
 from plinth_operator.facts import Manifest
+from plinth_operator.status.rollout import rollout_news
 
 _WARNINGS = ("Failed", "Degraded")
 
@@ -29,10 +30,26 @@ def event_of(key: _Key, uid: str, old: Mapping[str, Any], new: Mapping[str, Any]
     if before == after:
         return None
     phase, reason = str(new["phase"]), str(new.get("reason") or new["phase"])
-    stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
-    identity = hashlib.sha256(f"{uid} {before} {after} {stamp}".encode()).hexdigest()[:10]
     moved = f"{old['phase']} -> {phase}" if old.get("phase") not in (None, phase) else ""
     message = ": ".join(part for part in (moved, new.get("message") or _attempt(new)) if part) or phase
+    warns = phase in _WARNINGS or reason != phase
+    return _event(key, uid, reason, message, warns=warns, what=f"{before} {after}", now=now)
+
+
+def rollout_event_of(
+    key: _Key, uid: str, old: Mapping[str, Any], new: Mapping[str, Any], *, now: datetime
+) -> Manifest | None:
+    """The Event for a step of a rollout that has begun or ended; None for any other change of status."""
+    news = rollout_news(old, new)
+    if news is None:
+        return None
+    reason, message = news
+    return _event(key, uid, reason, message, warns=new["rollout"]["phase"] == "RolledBack", what=message, now=now)
+
+
+def _event(key: _Key, uid: str, reason: str, message: str, *, warns: bool, what: str, now: datetime) -> Manifest:
+    stamp = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    identity = hashlib.sha256(f"{uid} {what} {stamp}".encode()).hexdigest()[:10]
     return {
         "apiVersion": "v1",
         "kind": "Event",
@@ -44,7 +61,7 @@ def event_of(key: _Key, uid: str, old: Mapping[str, Any], new: Mapping[str, Any]
             "name": key.name,
             "uid": uid,
         },
-        "type": "Warning" if phase in _WARNINGS or reason != phase else "Normal",
+        "type": "Warning" if warns else "Normal",
         "reason": reason,
         "message": message[:1024],
         "source": {"component": FIELD_MANAGER},

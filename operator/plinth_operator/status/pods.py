@@ -31,6 +31,7 @@ def facts_from_pod(manifest: Manifest) -> PodFacts:
         ready=is_true(manifest, "Ready"),
         unschedulable=text(scheduled, "message") if waits else "",
         disruption=text(condition(manifest, "DisruptionTarget"), "reason") if disrupted else "",
+        ip=text(status, "podIP"),
         containers=_containers(manifest),
     )
 

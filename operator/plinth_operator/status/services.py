@@ -1,16 +1,17 @@
 """The status of a service: ready only if a real request would be answered by the version that is asked for. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from plinth_api.run import ServeModel
-from plinth_api.status import AdapterStatus, ModelStatus, ServicePhase, ServiceStatus, Usage
+from plinth_api.status import AdapterStatus, ModelStatus, RolloutStatus, ServicePhase, ServiceStatus, Usage
 from plinth_operator.facts import PodFacts, RayClusterFacts, RayServiceFacts, ReplicaState
 from plinth_operator.status.causes import service_cause
 from plinth_operator.status.conditions import MOST_CHARACTERS, kstatus_conditions, set_condition
 from plinth_operator.status.reasons import Cause
+from plinth_operator.status.rollout import rollout_conditions
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ def service_verdict(
     cause = service_cause(ray_service, pods, clusters, replica)
     answering = ray_service.ready and replica is not None and bool(replica.model_uri)
     used, prompt = (replica.model_uri, replica.prompt_hash) if replica else ("", "")
+    if replica is not None and replica.held and cause is None:
+        return ServiceVerdict("Updating", None, replicas=replicas, change=replica.held)
     adapters = replica.adapters if replica else ()
     change = ""
     if ray_service.pending is not None and ray_service.active is not None:
@@ -82,8 +85,23 @@ def service_verdict(
     return ServiceVerdict(phase, cause, used, adapters, prompt, replicas=replicas, change=change, answering=True)
 
 
+def with_rollout(verdict: ServiceVerdict, rollout: RolloutStatus | None) -> ServiceVerdict:
+    """Where a service stands whose new version is on its way, or was taken back: it answers well in both cases."""
+    if rollout is None or verdict.cause is not None or rollout.phase == "Promoted":
+        return verdict
+    progresses = verdict.phase == "Ready" and rollout.phase == "Progressing"
+    return replace(verdict, phase="Updating" if progresses else verdict.phase, change=verdict.change or rollout.message)
+
+
 def build_service_status(
-    old: ServiceStatus, verdict: ServiceVerdict, *, generation: int, url: str = "", gpus: int = 0, now: datetime
+    old: ServiceStatus,
+    verdict: ServiceVerdict,
+    *,
+    generation: int,
+    url: str = "",
+    gpus: int = 0,
+    rollout: RolloutStatus | None = None,
+    now: datetime,
 ) -> dict[str, Any]:
     """The new status in wire form.
 
@@ -93,6 +111,7 @@ def build_service_status(
         generation: Generation of the spec that this speaks of.
         url: Where the service answers.
         gpus: GPUs of the replicas that it keeps at least.
+        rollout: Of a new version, where the spec asks for one.
         now: The time.
     """
     cause, phase = verdict.cause, verdict.phase
@@ -115,6 +134,7 @@ def build_service_status(
         now=now,
         generation=generation,
     )
+    conditions = rollout_conditions(conditions, rollout, now=now, generation=generation)
     total, ready = verdict.replicas
     status = ServiceStatus(
         observed_generation=generation,
@@ -127,6 +147,7 @@ def build_service_status(
         url=url or old.url,
         model=_model(verdict.model_uri, verdict.prompt_hash) or old.model,
         adapters=_adapters(verdict) if verdict.model_uri else old.adapters,
+        rollout=rollout,
         replicas=total,
         ready_replicas=ready,
         usage=Usage(gpus=gpus),

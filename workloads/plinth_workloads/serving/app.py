@@ -4,6 +4,7 @@ The model version is the deployment's user_config (a ServeModel), so that Serve 
 """
 
 import asyncio
+import gc
 import logging
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from plinth_api.run import ServeModel, ServeRun
 from plinth_workloads.serving.api_keys import ApiKeys
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.engine import ModelEngine
+from plinth_workloads.serving.room import Room, needed_bytes
 from plinth_workloads.serving.served_model import ServedModel
 
 logger = logging.getLogger(__name__)
@@ -80,7 +82,11 @@ class Replica:
     def __init__(self, run: dict[str, Any]) -> None:
         """Take a ServeRun in wire form; nothing is loaded before `reconfigure`."""
         self._run = ServeRun.from_wire(run)
-        self._served = ServedModel(partial(_make_engine, self._run), fetch_adapter=partial(_fetch_adapter, self._run))
+        self._served = ServedModel(
+            partial(_make_engine, self._run),
+            fetch_adapter=partial(_fetch_adapter, self._run),
+            room_for=partial(_room_for, self._run),
+        )
         keys = ApiKeys(Path(self._run.api_keys_dir)) if self._run.api_keys_dir else None
         self.asgi = build_asgi(self._served, name=self._run.name, keys=keys, front_repeats_ids=True)
 
@@ -94,6 +100,7 @@ class Replica:
         self._served.limits = wanted.limits
         self._served.set_adapters({adapter.name: adapter.uri for adapter in wanted.adapters})
         self._served.set_target(wanted.uri, wanted.prompt)
+        self._served.set_candidate(wanted.candidate)
         if is_first_load and await asyncio.to_thread(_others_are_running):
             await self._served.wait_loaded()
 
@@ -117,6 +124,23 @@ def _fetch_adapter(run: ServeRun, uri: str, model_uri: str) -> Path:
     return fetch_adapter(run, uri, model_uri)
 
 
+def _room_for(run: ServeRun, uri: str) -> Room:
+    import torch
+
+    from plinth_workloads.machine_memory import free_bytes
+    from plinth_workloads.models.adapters import adapter_base_uri
+    from plinth_workloads.models.fetch import fetch_model
+
+    fetch = partial(fetch_model, tracking_uri=run.tracking_uri, cache_dir=Path(run.work_dir) / "models")
+    folder = fetch(uri)
+    gc.collect()
+    base_uri = adapter_base_uri(folder)
+    folders = (folder, fetch(base_uri)) if base_uri else (folder,)
+    # A model is loaded into the host's memory before it goes to a GPU.
+    devices = ("cpu", "cuda") if run.gpus else ("cpu",)
+    return Room(needed_bytes(*folders), min(free_bytes(torch.device(device)) for device in devices))
+
+
 def _make_engine(run: ServeRun, uri: str) -> ModelEngine:
     # Imported by replicas only: whoever deploys the application needs no torch.
     from plinth_workloads.machine_memory import free_bytes
@@ -127,6 +151,8 @@ def _make_engine(run: ServeRun, uri: str) -> ModelEngine:
     from plinth_workloads.serving.text_models import load_text_model
     from plinth_workloads.serving.torch_engine import TorchEngine
 
+    # Models have cycles: one that is given up takes its memory until they are looked for.
+    gc.collect()
     tracking_uri, cache_dir = run.tracking_uri, Path(run.work_dir) / "models"
     folder = fetch_model(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
     task = task_of(folder, uri, run.task)

@@ -44,6 +44,7 @@ from plinth_workloads.serving.protocol import (
 from plinth_workloads.serving.request_ids import RequestIds, request_id
 from plinth_workloads.serving.served_model import ModelNotReady, ServedModel
 from plinth_workloads.serving.tasks import label_names
+from plinth_workloads.serving.version_counts import Turn
 
 logger = logging.getLogger(__name__)
 
@@ -178,8 +179,9 @@ async def _answer(
     setattr(request.state, MODEL_NAME, body.model)
     seconds = served.limits.request_timeout_seconds
     deadline = asyncio.get_running_loop().time() + seconds + _LAST_EVENT_SECONDS
-    in_time = within(generate_choices(served, body, adapter), seconds=seconds)
-    deltas = metrics.measured(in_time, model_name=body.model, num_choices=body.n)
+    turn = Turn()
+    in_time = within(generate_choices(served, body, adapter, turn), seconds=seconds)
+    deltas = metrics.measured(in_time, model_name=body.model, num_choices=body.n, turn=turn)
     if not body.stream:
         return await unless_gone(request, _whole_answer(deltas, body, answer))
     # The first piece is awaited before the status is sent, so that a refusal is a status and not an event.

@@ -14,6 +14,7 @@ from plinth_workloads.serving.limits import check_prompt, max_tokens_of
 from plinth_workloads.serving.protocol import ChatBody, CompletionBody, Usage
 from plinth_workloads.serving.served_model import ServedModel
 from plinth_workloads.serving.tasks import generator_of
+from plinth_workloads.serving.version_counts import Turn
 
 Body = CompletionBody | ChatBody
 Deltas = AsyncGenerator[tuple[int, TokenDelta], None]
@@ -42,13 +43,13 @@ class UsageCount:
         return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
-async def generate_choices(served: ServedModel, body: Body, adapter: str | None = None) -> Deltas:
+async def generate_choices(served: ServedModel, body: Body, adapter: str | None, turn: Turn) -> Deltas:
     """Pieces of all choices as they are made, each with the index of its choice: prompt * n + number.
 
-    Closing the generator cancels what still runs. All choices come from the version that was in service at the start,
-    with `adapter` where that is given.
+    Closing the generator cancels what still runs. All choices come from one version, that to which `turn` fell, with
+    `adapter` where that is given.
     """
-    with served.lease() as version:
+    async with served.admitted(turn, adapter=adapter) as version:
         engine = generator_of(version.engine)
         if adapter is not None:
             served.check_adapter(version, adapter)

@@ -33,6 +33,7 @@ from plinth_workloads.serving.metrics import MODEL_NAME, ServiceMetrics
 from plinth_workloads.serving.protocol import new_id, now_seconds
 from plinth_workloads.serving.served_model import ServedModel
 from plinth_workloads.serving.tasks import encoder_of
+from plinth_workloads.serving.version_counts import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,11 @@ def add_encoder_routes(app: FastAPI, served: ServedModel, *, name: str, metrics:
         if body.model != name:
             raise unknown_model(body.model, name)
         setattr(request.state, MODEL_NAME, name)
-        computed = in_time(_computed(served, body, task), seconds=served.limits.request_timeout_seconds)
-        return await unless_gone(request, written(metrics.measured_reading(computed, model_name=name), write))
+        turn = Turn()
+        computed = in_time(_computed(served, body, task, turn), seconds=served.limits.request_timeout_seconds)
+        return await unless_gone(
+            request, written(metrics.measured_reading(computed, model_name=name, turn=turn), write)
+        )
 
     async def written(work: Awaitable[_Computed], write: Callable[[_Computed], BaseModel]) -> Response:
         computed = await work
@@ -84,8 +88,8 @@ def add_encoder_routes(app: FastAPI, served: ServedModel, *, name: str, metrics:
         return await answer(body, "classify", request, lambda computed: _classifications(name, computed))
 
 
-async def _computed(served: ServedModel, body: EncoderBody, task: ServingTask) -> _Computed:
-    with served.lease() as version:
+async def _computed(served: ServedModel, body: EncoderBody, task: ServingTask, turn: Turn) -> _Computed:
+    async with served.admitted(turn) as version:
         encoder = encoder_of(version.engine, task)
         if isinstance(body, EmbeddingBody) and body.dimensions is not None and body.dimensions > encoder.width:
             raise InvalidParameter(

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from plinth_workloads.serving.api_errors import api_error_from
 from plinth_workloads.serving.choices import Deltas
 from plinth_workloads.serving.engine import EngineStats, TokenDelta
+from plinth_workloads.serving.version_counts import Turn
 
 _FIRST_TOKEN_SECONDS = (
     0.001,
@@ -134,50 +135,58 @@ class ServiceMetrics:
         """Count an answer; `model_name` is empty for a request that named no model of ours."""
         self._answers.labels(model_name, endpoint, str(status)).inc()
 
-    def measured(self, deltas: Deltas, *, model_name: str, num_choices: int) -> Deltas:
+    def measured(self, deltas: Deltas, *, model_name: str, num_choices: int, turn: Turn) -> Deltas:
         """The pieces of a request that begins now, counted and timed as they pass.
 
         Args:
             deltas: The pieces, each with the index of its choice.
             model_name: A model of ours.
             num_choices: The request's n: choices of one prompt.
+            turn: The request, which tells the version that answers it.
         """
         self.requests += 1
-        return self._measured(deltas, model_name, num_choices, self._clock())
+        return self._measured(deltas, model_name, num_choices, self._clock(), turn)
 
-    async def measured_reading(self, work: Awaitable[_Result], *, model_name: str) -> _Result:
+    async def measured_reading(self, work: Awaitable[_Result], *, model_name: str, turn: Turn) -> _Result:
         """What a request gives that begins now and whose answer is no text, counted and timed."""
         self.requests += 1
-        with self._answering(model_name, self._clock()):
-            return await work
+        began = self._clock()
+        with self._answering(model_name, began, turn):
+            result = await work
+            turn.first_text(self._clock() - began)
+            return result
 
     def count_prompt_tokens(self, num_tokens: int, *, model_name: str) -> None:
         """Count what was read for a request whose answer is no text."""
         self._prompt_tokens.labels(model_name).inc(num_tokens)
 
     @contextmanager
-    def _answering(self, model_name: str, began: float) -> Iterator[None]:
+    def _answering(self, model_name: str, began: float, turn: Turn) -> Iterator[None]:
         """Count how an answer ends, and the time of one that ends well."""
         try:
             yield
         except (GeneratorExit, asyncio.CancelledError):
             self._ended.labels(model_name, "abort").inc()
+            turn.given_up(self._clock() - began)
             raise
         except Exception as error:
             answer = api_error_from(error)
             self.errors += answer.status >= 500
+            (turn.failed if answer.status >= 500 else turn.ended)()
             self._errors.labels(model_name, answer.detail.code or answer.detail.type).inc()
             raise
+        turn.ended()
         self._latency.labels(model_name).observe(self._clock() - began)
 
-    async def _measured(self, deltas: Deltas, model_name: str, num_choices: int, began: float) -> Deltas:
+    async def _measured(self, deltas: Deltas, model_name: str, num_choices: int, began: float, turn: Turn) -> Deltas:
         choices: dict[int, _Choice] = {}
-        with self._answering(model_name, began):
+        with self._answering(model_name, began, turn):
             async with aclosing(deltas):
                 async for index, delta in deltas:
                     if index not in choices:
                         choices[index] = self._begun(delta, model_name, began, reads_prompt=index % num_choices == 0)
-                    self._add(choices[index], delta, model_name)
+                        turn.first_text(choices[index].first_at - began)
+                    self._add(choices[index], delta, model_name, turn)
                     yield index, delta
 
     def _begun(self, delta: TokenDelta, model_name: str, began: float, *, reads_prompt: bool) -> _Choice:
@@ -187,7 +196,7 @@ class ServiceMetrics:
             self._prompt_tokens.labels(model_name).inc(delta.num_prompt_tokens)
         return _Choice(first_at=now, num_first=delta.num_completion_tokens)
 
-    def _add(self, choice: _Choice, delta: TokenDelta, model_name: str) -> None:
+    def _add(self, choice: _Choice, delta: TokenDelta, model_name: str, turn: Turn) -> None:
         num_new = delta.num_completion_tokens - choice.num_tokens
         choice.num_tokens = delta.num_completion_tokens
         self.tokens += num_new
@@ -197,7 +206,9 @@ class ServiceMetrics:
         self._ended.labels(model_name, delta.finish_reason).inc()
         num_later = choice.num_tokens - choice.num_first
         if num_later:
-            self._output_token.labels(model_name).observe((self._clock() - choice.first_at) / num_later)
+            seconds_each = (self._clock() - choice.first_at) / num_later
+            self._output_token.labels(model_name).observe(seconds_each)
+            turn.later_tokens(seconds_each)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, ["model_name", *labels], registry=self._registry)

@@ -52,6 +52,8 @@ def add_probes(app: FastAPI, served: ServedModel, *, name: str, metrics: Service
 
 
 async def _health(served: ServedModel) -> JSONResponse:
+    if served.held is not None:
+        return JSONResponse({"status": "held", "message": served.held}, 503)
     try:
         await served.check_health()
     except ModelNotReady as error:
@@ -66,10 +68,13 @@ def _state(served: ServedModel, name: str, metrics: ServiceMetrics, keys: ApiKey
     stats = engine.stats() if engine else EngineStats(running=0, waiting=0)
     return ServiceState(
         name=name,
+        replica_id=served.replica_id,
         model_uri=served.uri,
         target_uri=served.target_uri,
         loaded=engine is not None,
         load_error=served.load_error,
+        held=served.held,
+        candidate=served.candidate.state(),
         adapters=served.adapter_states(),
         prompt_hash=served.prompt_hash,
         api_keys=None if keys is None else len(keys),

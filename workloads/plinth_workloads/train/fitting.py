@@ -3,20 +3,18 @@
 The glue between the estimate, the machine and the probe, so that a session has three calls.
 """
 
-import contextlib
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from plinth_api.run import TrainRun
 from plinth_workloads.data.prepare import PreparedData, plan_training_epoch
 from plinth_workloads.errors import UserError
 from plinth_workloads.models.load import new_model
+from plinth_workloads.models.stored_size import num_stored
 from plinth_workloads.objectives.objective import Objective
 from plinth_workloads.train.memory import GIB, MemoryEstimate, estimate, refusal, shape_of, tokens_of_a_row, told
 from plinth_workloads.train.micro_batch import heaviest_rows, with_micro_batch_size
@@ -43,7 +41,7 @@ def expect_loading(run: TrainRun, workers: Workers, tokenizer: Any, start: Path 
     Raises:
         UserError: InvalidSpec, in every process, where one of them has not the memory.
     """
-    size = 4 * (_num_stored(start) if start is not None else _num_new(run, tokenizer, objective))
+    size = 4 * (num_stored(start) if start is not None else _num_new(run, tokenizer, objective))
     room = host_room()
     fits = workers.gather(size <= room.size)
     if not all(fits):
@@ -53,16 +51,6 @@ def expect_loading(run: TrainRun, workers: Workers, tokenizer: Any, start: Path 
             f"spec.model: its weights take {size / GIB:.2f} GiB in float32, and every worker loads them whole before "
             f"they are sharded, but has {room.size / GIB:.2f} of {room.what}; {more}, or take a smaller model",
         )
-
-
-def _num_stored(folder: Path) -> int:
-    """Elements of all tensors in a folder of safetensors, by the files' heads."""
-    count = 0
-    for path in folder.glob("*.safetensors"):
-        # What is wrong with a file is told when it is loaded.
-        with contextlib.suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
-            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return count
 
 
 def _num_new(run: TrainRun, tokenizer: Any, objective: Objective) -> int:

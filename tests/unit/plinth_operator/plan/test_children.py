@@ -42,6 +42,7 @@ ELSEWHERE = {
     "spec.activeDeadlineSeconds": "attempts: KubeRay's counts each attempt",
     "spec.ttlSecondsAfterFinished": "attempts",
     "spec.suspend": "attempts",
+    "spec.rollout.canary": "rollout",
 }
 """Cluster-only fields that no manifest shows, and what acts on them."""
 

@@ -6,10 +6,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import yaml
 
 from makers import service_document
 from plinth_api.model_service import PromptTemplate
 from plinth_api.run import ServeModel
+from plinth_api.service_state import CandidateState
 from plinth_operator.constants import CLUSTER_HASH_ANNOTATION, HASH_ANNOTATION
 from plinth_operator.facts import ApplicationFacts, Manifest, ObjectFacts, Observed, RayServiceFacts, ReplicaState
 from plinth_operator.plan.plan import Plan
@@ -98,6 +100,72 @@ def test_it_is_ready_only_when_its_prompt_is_in_service():
     replica = ReplicaState(V3, V3, "", NOW, prompt_hash=wanted.prompt_hash)
     told = plan(replace(before, replica=replica), prompt=prompt).status
     assert (told["phase"], told["model"]["promptHash"]) == ("Ready", wanted.prompt_hash)
+
+
+CANARY = {"rollout": {"canary": {"steps": [10, 50], "intervalSeconds": 60}}}
+
+
+def trying(**told: Any) -> Observed:
+    """Version 4 is tried on a tenth of the requests beside version 3."""
+    candidate = CandidateState(uri=V4, weight=10, **{"loaded": True, "seconds": 30.0, **told})
+    return made(versions={ALIAS: V4}, replica=ReplicaState(V3, V3, "", NOW, replica_id="a", candidate=candidate))
+
+
+def condition(status: dict[str, Any], kind: str) -> dict[str, Any] | None:
+    return next((found for found in status["conditions"] if found["type"] == kind), None)
+
+
+def user_config(found: Plan) -> dict[str, Any]:
+    config = yaml.safe_load(found.children[0]["spec"]["serveConfigV2"])
+    model: dict[str, Any] = config["applications"][0]["deployments"][0]["user_config"]
+    return model
+
+
+def test_a_new_version_is_tried_beside_the_old_one_where_the_spec_says_so():
+    before = plan(made(), **CANARY).status
+    assert (before["phase"], condition(before, "RolledBack")) == ("Ready", None)
+    found = plan(made(versions={ALIAS: V4}), before, **CANARY)
+    assert user_config(found) == {**user_config(found), "uri": V3, "candidate": {"uri": V4, "weight": 10}}
+    assert found.requeue_seconds == 5.0
+    after = plan(trying(), found.status, **CANARY).status
+    assert (after["phase"], after["model"]["uri"], after["rollout"]["phase"]) == ("Updating", V3, "Progressing")
+    rolled_back, ready = condition(after, "RolledBack"), condition(after, "Ready")
+    assert rolled_back is not None
+    assert ready is not None
+    assert (rolled_back["status"], ready["status"]) == ("False", "True")
+
+
+def test_a_service_whose_new_version_was_taken_back_is_well_and_says_so():
+    status = plan(trying(), plan(made()).status, **CANARY).status
+    found = plan(trying(loaded=False, failed=True, load_error="it is damaged"), status, **CANARY)
+    # Version 3 alone is what the replicas had been told before.
+    assert (found.children, found.status["phase"]) == ((), "Ready")
+    told = condition(found.status, "RolledBack")
+    assert told is not None
+    assert (told["status"], told["reason"]) == ("True", "CandidateNotLoaded")
+    assert "it cannot be loaded: it is damaged" in found.status["message"]
+    gone = plan(made(versions={ALIAS: V4}), found.status).status
+    assert condition(gone, "RolledBack") is None
+
+
+def test_while_mlflow_is_away_a_rollout_goes_on():
+    status = plan(trying(), plan(made()).status, **CANARY).status
+    away = plan(replace(trying(), versions={}, tracking_error="away"), status, **CANARY)
+    assert user_config(away)["candidate"]["uri"] == V4
+
+
+def test_a_spec_that_cannot_be_carried_out_leaves_the_rollout_as_it_is():
+    status = plan(trying(), plan(made()).status, **CANARY).status
+    refused = plan(trying(), status, engine="vllm", compute={"queueName": "q"}, **CANARY).status
+    assert (refused["phase"], refused["rollout"]) == ("Degraded", status["rollout"])
+
+
+def test_it_is_not_ready_while_requests_wait_for_a_version_to_take_the_place_of_another():
+    held = "requests wait while 4 takes the place of 3"
+    told = plan(made(versions={ALIAS: V4}, replica=ReplicaState("", V4, "", NOW, held=held)), plan(made()).status)
+    ready = condition(told.status, "Ready")
+    assert ready is not None
+    assert (told.status["phase"], told.status["message"], ready["status"]) == ("Updating", held, "False")
 
 
 DOCS = {"adapters": [{"name": "docs", "uri": "models:/docs@champion"}]}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from plinth_operator.status.events import event_of
+from plinth_operator.status.events import event_of, rollout_event_of
 from plinth_operator.store import Key
 
 NOW = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
@@ -91,3 +91,26 @@ def test_a_long_message_is_cut():
     event = told(STARTING, {"phase": "Failed", "reason": "UserCodeError", "message": "x" * 5000})
     assert event is not None
     assert len(event["message"]) == 1024
+
+
+ROLLOUT = {"phase": "Progressing", "weight": 10, "candidate": {"uri": "models:/m/4"}, "message": "is being loaded"}
+
+
+@pytest.mark.parametrize(
+    ("old", "changes", "expected"),
+    [
+        pytest.param(None, {}, ("Normal", "CanaryProgressing", "is being loaded"), id="the first step"),
+        pytest.param(ROLLOUT, {"weight": 50}, ("Normal", "CanaryProgressing", "is being loaded"), id="the next step"),
+        pytest.param(
+            ROLLOUT,
+            {"phase": "RolledBack", "weight": 0, "message": "too slow"},
+            ("Warning", "CanaryRolledBack", "too slow"),
+            id="taken back",
+        ),
+        pytest.param(ROLLOUT, {"message": "30 requests"}, None, id="numbers are none"),
+    ],
+)
+def test_each_step_of_a_rollout_is_told(old: Any, changes: dict[str, Any], expected: tuple[str, str, str] | None):
+    before = {"phase": "Updating"} | ({"rollout": old} if old else {})
+    event = rollout_event_of(KEY, "uid-1", before, {"phase": "Updating", "rollout": {**ROLLOUT, **changes}}, now=NOW)
+    assert (event and (event["type"], event["reason"], event["message"])) == expected

@@ -296,13 +296,14 @@ async def test_the_process_lives_before_it_is_ready_and_is_ready_when_it_is_heal
 
 
 async def test_state_counts_requests_and_tokens():
-    async with service(tiny()) as (_, http, client):
+    async with service(tiny()) as (served, http, client):
         await client.completions.create(model="m", prompt="p", max_tokens=5, n=2)
         state = (await http.get("/-/state")).json()
 
     del state["running"]  # a row is let go of after its last text was handed on
     assert state == {
         "name": "m",
+        "replicaId": served.replica_id,
         "modelUri": "models:/m/1",
         "targetUri": "models:/m/1",
         "loaded": True,

@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from plinth_workloads.serving.api_keys import ApiKeys
 from plinth_workloads.serving.engine import CacheUse, EngineStats, GenerationFailed, TokenDelta
 from plinth_workloads.serving.metrics import ServiceMetrics
+from plinth_workloads.serving.version_counts import Turn
 from unit.plinth_workloads.serving.asgi_service import CHAT, service
 from unit.plinth_workloads.serving.fake_engine import FakeEngine
 
@@ -49,7 +50,7 @@ async def measured(metrics, clock, pieces, *, num_choices=1):
             clock.now, index, num_tokens, reason = piece
             yield index, TokenDelta("x", 7, num_tokens, reason)
 
-    async for _ in metrics.measured(deltas(), model_name="m", num_choices=num_choices):
+    async for _ in metrics.measured(deltas(), model_name="m", num_choices=num_choices, turn=Turn()):
         pass
 
 
