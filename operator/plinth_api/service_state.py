@@ -43,12 +43,14 @@ class VersionCounts(StatusModel):
         first_token: From each request to its first text, to the whole answer where that is no text, or until its client
             went away without any.
         output_token: The mean time of a choice's tokens after that.
+        running: Requests that have not ended yet.
     """
 
     requests: int = 0
     errors: int = 0
     first_token: Samples = Samples()
     output_token: Samples = Samples()
+    running: int = 0
 
     def __add__(self, other: "VersionCounts") -> "VersionCounts":
         return VersionCounts(
@@ -56,6 +58,7 @@ class VersionCounts(StatusModel):
             errors=self.errors + other.errors,
             first_token=self.first_token + other.first_token,
             output_token=self.output_token + other.output_token,
+            running=self.running + other.running,
         )
 
 

@@ -18,7 +18,7 @@ from cluster.record_kuberay import Stage, playing, record
 from makers import pretrain_document, service_document
 from namespaces import Namespace
 from operators import OperatorProcess
-from plinth_api.service_state import ServiceState
+from plinth_api.service_state import CandidateState, ServiceState, VersionCounts
 from plinth_operator.settings import Settings
 
 pytestmark = pytest.mark.integration
@@ -37,11 +37,18 @@ def play(tmp_path_factory):
 
 
 class Replica(BaseHTTPRequestHandler):
-    """The state endpoint of every service; on a cluster, a model's name begins with the namespace."""
+    """The state endpoint of a service and of its pods; on a cluster, a model's name begins with the namespace."""
+
+    namespace = ""
+    candidate: CandidateState | None = None
 
     def do_GET(self):
-        uri = f"models:/{self.path.split('/')[1]}.tiny-chat/1"
-        state = ServiceState(name="tiny-chat", model_uri=uri, target_uri=uri, loaded=True)
+        if not self.path.startswith("/pods/"):
+            Replica.namespace = self.path.split("/")[1]
+        uri = f"models:/{self.namespace}.tiny-chat/1"
+        state = ServiceState(
+            name="tiny-chat", replica_id="r1", model_uri=uri, target_uri=uri, loaded=True, candidate=self.candidate
+        )
         body = json.dumps(state.to_wire()).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -58,10 +65,14 @@ def operator(play, tracking, tmp_path_factory):
     plane, _ = play
     server = ThreadingHTTPServer(("127.0.0.1", 0), Replica)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/{{namespace}}/{{service}}"
+    address = f"http://127.0.0.1:{server.server_port}"
+    urls = {
+        "service_state_url": address + "/{namespace}/{service}",
+        "replica_state_url": address + "/pods/{ip}",
+    }
     folder = tmp_path_factory.mktemp("operator")
     # Nobody kills it: with a short lease, only a machine that has no time for it would.
-    patient = {"service_state_url": url, "lease_seconds": str(Settings().lease_seconds)}
+    patient = {**urls, "lease_seconds": str(Settings().lease_seconds)}
     process = OperatorProcess(folder, plane.kubeconfig, tracking.uri, **patient).start()
     yield process
     process.kill()
@@ -189,3 +200,18 @@ def test_a_service_is_ready_when_it_answers_and_says_when_it_is_sick(stage, clus
     cluster.wait_status(document, phase="Degraded", reason="ModelLoadFailed", message="it has no tokenizer")
     stage.serve_says("RUNNING")
     cluster.wait_status(document, phase="Ready")
+    # A new version gets half of the requests, and fails them.
+    canary = {"steps": [50], "intervalSeconds": 1}
+    change = {"spec": {"model": {"uri": "models:/tiny-chat/2"}, "rollout": {"canary": canary}}}
+    cluster.merge(document, change)
+    status = cluster.wait_status(document, phase="Updating")
+    assert (status["rollout"]["phase"], status["model"]["version"]) == ("Progressing", "1")
+    new = f"models:/{name}/2"
+    assert new in stage.items("rayservices")[0]["spec"]["serveConfigV2"]
+    counts = VersionCounts(requests=100, errors=40)
+    Replica.candidate = CandidateState(uri=new, weight=50, loaded=True, seconds=5, candidate=counts)
+    status = cluster.wait_status(document, phase="Ready")
+    told = status["rollout"]
+    assert (told["phase"], told["reason"], told["candidate"]["errorRate"]) == ("RolledBack", "HighErrorRate", 0.4)
+    assert new not in stage.items("rayservices")[0]["spec"]["serveConfigV2"]
+    wait_until(lambda: phases(cluster).count("CanaryRolledBack") == 1, 20, "the Event of the rollback")

@@ -71,7 +71,15 @@ def plan_service(
         cause = Cause("TrackingUnavailable", seen.tracking_error) if seen.tracking_error else None
         return replace(_report(look, ServiceVerdict("Pending", cause), old.rollout), want_versions=missing)
     run = resolve_serve_run(service, base, versions)
-    model, rollout = plan_rollout(service.spec.rollout.canary, run.model, old, seen, generation=generation, now=now)
+    model, rollout = plan_rollout(
+        service.spec.rollout.canary,
+        run.model,
+        old,
+        seen,
+        generation=generation,
+        now=now,
+        replicas_end=service.spec.scaling.min_replicas == 0,
+    )
     run = run.model_copy(update={"model": model})
     plan = _converge(look, service_children(service, run, settings=settings), model, rollout)
     seconds = TICK_SECONDS if model.candidate else _ALIAS_SECONDS if aliases else None

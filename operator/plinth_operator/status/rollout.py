@@ -22,7 +22,7 @@ MIN_REQUESTS = 50
 PATIENCE = 3
 """Intervals after which a step is judged by what there is: nobody asks an idle service, and nobody is hurt."""
 
-_MIN_COMPARED = 10
+_MIN_COMPARED = 5
 _STANDARD_ERRORS = 2.0
 _NONE = VersionCounts()
 _CONDITION = "RolledBack"
@@ -63,6 +63,10 @@ def judge(canary: Canary, stable: VersionCounts, candidate: VersionCounts, *, se
         text = f"{asked} requests of the new version and {stable.requests} of the old one, of {MIN_REQUESTS} each"
         wait = PATIENCE * canary.interval_seconds
         return Verdict(None, "TooFewRequests", f"{text}; after {wait} s it goes on with what there is")
+    if any(counts.running and counts.requests < _MIN_COMPARED for counts in (stable, candidate)):
+        # A service is not idle whose requests do not end; each of them does, by its time limit.
+        text = f"{candidate.running} requests of the new version and {stable.running} of the old one run"
+        return Verdict(None, "TooFewRequests", f"{text}, and too few have ended to be compared")
     if failed > canary.max_error_rate * asked:
         return _too_many_errors(canary, candidate)
     for what, old, new in (

@@ -91,7 +91,7 @@ class Candidate:
         if self._wanted is None or self._version is None:
             return stable
         is_candidates = self._split.is_candidates(self._wanted.weight)
-        turn.counter = self._counts[is_candidates]
+        turn.falls_to(self._counts[is_candidates])
         return self._version if is_candidates else stable
 
     def state(self) -> CandidateState | None:

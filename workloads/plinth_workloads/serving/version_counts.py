@@ -36,6 +36,7 @@ class Counter:
     errors: int = 0
     first_token: Times = field(default_factory=Times)
     output_token: Times = field(default_factory=Times)
+    running: int = 0
 
     def told(self) -> VersionCounts:
         """As the operator reads it."""
@@ -44,41 +45,44 @@ class Counter:
             errors=self.errors,
             first_token=self.first_token.told(),
             output_token=self.output_token.told(),
+            running=self.running,
         )
 
 
 class Turn:
-    """One request, on its way to whichever version it falls to, and how it went there.
-
-    Attributes:
-        counter: Of that version; None before there is one, and where nobody counts.
-    """
+    """One request, on its way to whichever version it falls to, and how it went there."""
 
     def __init__(self) -> None:
-        self.counter: Counter | None = None
+        self._counter: Counter | None = None
         self._has_text = False
+
+    def falls_to(self, counter: Counter) -> None:
+        """Count it for the version that answers it; nobody counts one that is never told so."""
+        self._counter = counter
+        counter.running += 1
 
     def first_text(self, seconds: float) -> None:
         """The first text of a choice came so long after the request."""
-        if self.counter is not None and not self._has_text:
+        if self._counter is not None and not self._has_text:
             self._has_text = True
-            self.counter.first_token.add(seconds)
+            self._counter.first_token.add(seconds)
 
     def later_tokens(self, seconds_each: float) -> None:
         """The rest of a choice came, at this pace."""
-        if self.counter is not None:
-            self.counter.output_token.add(seconds_each)
+        if self._counter is not None:
+            self._counter.output_token.add(seconds_each)
 
     def ended(self) -> None:
         """The answer is whole."""
-        if self.counter is not None:
-            self.counter.requests += 1
+        if self._counter is not None:
+            self._counter.requests += 1
+            self._counter.running -= 1
 
     def failed(self) -> None:
         """The answer ended for a reason of ours."""
         self.ended()
-        if self.counter is not None:
-            self.counter.errors += 1
+        if self._counter is not None:
+            self._counter.errors += 1
 
     def given_up(self, seconds: float) -> None:
         """The client went away after this time; one who has seen no text has waited for it at least so long."""

@@ -32,6 +32,7 @@ class Manners:
     first_token: float = 0.1
     output_token: float = 0.01
     load_error: str = ""
+    hangs: bool = False
 
 
 @dataclass
@@ -59,13 +60,17 @@ class Replica:
         tried = requests * self.candidate.weight // 100
         for uri, count in ((self.candidate.uri, tried), (self.uri, requests - tried)):
             how = manners[uri]
+            before = self.counts.get(uri, VersionCounts())
+            if how.hangs:
+                self.counts[uri] = before + VersionCounts(running=count)
+                continue
             more = VersionCounts(
                 requests=count,
                 errors=math.ceil(count * how.error_rate),
                 first_token=times(count, how.first_token, 0.02),
                 output_token=times(count, how.output_token, 0.001),
             )
-            self.counts[uri] = self.counts.get(uri, VersionCounts()) + more
+            self.counts[uri] = before + more
 
     def state(self, now: datetime, manners: dict[str, Manners]) -> ReplicaState:
         told = None
@@ -92,6 +97,7 @@ class Service:
         self.now = BEGAN
         self.canary: Canary | None = CANARY
         self.generation = 1
+        self.replicas_end = False
         self.version = V3
         self.requests = requests
         self.manners = {V3: Manners(), V4: Manners(), V5: Manners()}
@@ -124,6 +130,7 @@ class Service:
             self.observed(),
             generation=self.generation,
             now=self.now,
+            replicas_end=self.replicas_end,
         )
         for replica in self.replicas:
             replica.told(self.told, self.now)
@@ -320,6 +327,30 @@ def test_one_failure_among_few_requests_is_too_many_once_all_time_has_passed():
     assert service.progress.reason == "HighErrorRate"
 
 
+def test_requests_that_do_not_end_are_no_idleness():
+    service = Service()
+    service.manners[V4] = Manners(hangs=True)
+    service.version = V4
+    service.run(600)
+    assert (service.progress.reason, service.tried) == ("TooFewRequests", (V4, 10))
+    assert "requests of the new version and 0 of the old one run" in service.progress.message
+    service.manners[V4] = Manners(error_rate=1.0)
+    service.run(5)
+    assert service.progress.reason == "HighErrorRate"
+
+
+def test_five_slow_requests_are_enough_where_no_more_come():
+    service = Service(requests=0)
+    service.manners[V4] = Manners(output_token=0.05)
+    service.version = V4
+    service.run(20)
+    service.requests = 50
+    service.tick()
+    service.requests = 0
+    service.run(180)
+    assert service.progress.reason == "HighLatency"
+
+
 def test_an_operator_that_is_killed_before_it_writes_the_status_goes_on_safely():
     service = Service()
     service.version = V4
@@ -364,6 +395,16 @@ def test_a_version_with_which_all_replicas_end_is_taken_back_at_the_third_time()
         assert service.progress.phase == "Progressing"
     service.run(10)
     assert service.progress.reason == "ReplicasRestarted"
+
+
+def test_replicas_that_end_because_nobody_asks_are_no_restart():
+    service = Service()
+    service.replicas_end = True
+    service.version = V4
+    for _ in range(5):
+        service.run(45)
+        service.replicas[0].restart(service.now)
+    assert (service.progress.phase, service.progress.restarts) == ("Progressing", 0)
 
 
 def test_replicas_of_a_new_cluster_are_no_restart():

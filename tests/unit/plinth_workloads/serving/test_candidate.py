@@ -112,9 +112,11 @@ async def test_a_client_that_goes_away_without_a_text_has_waited_so_long():
         await tried(served, weight=99)
         asking = asyncio.create_task(ask(client))
         await until(lambda: stuck.num_running == 1)
+        assert (await candidate_of(http))["candidate"]["running"] == 1
         asking.cancel()
         await until(lambda: stuck.num_running == 0)
         told = (await candidate_of(http))["candidate"]
+        assert told["running"] == 0
         assert (told["requests"], told["errors"], told["firstToken"]["count"]) == (1, 0, 1)
         assert told["firstToken"]["total"] > 0
         stuck.gate.set()
