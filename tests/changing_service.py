@@ -12,6 +12,8 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.schema import LoggingConfig, ServeDeploySchema
 
+from plinth_workloads.serve import _stop
+
 
 def tell() -> None:
     sys.stdout.write("told\n")
@@ -30,7 +32,7 @@ def main() -> None:
     for line in sys.stdin:
         client.deploy_apps(ServeDeploySchema.model_validate(json.loads(line)))
         tell()
-    serve.shutdown()
+    _stop()
 
 
 if __name__ == "__main__":

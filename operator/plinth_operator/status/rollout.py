@@ -54,7 +54,7 @@ def judge(canary: Canary, stable: VersionCounts, candidate: VersionCounts, *, se
     """
     asked, failed = candidate.requests, candidate.errors
     # Too many even if no other request of this interval failed.
-    expected = max(2 * MIN_REQUESTS, asked * canary.interval_seconds / max(1.0, seconds))
+    expected = max(2 * MIN_REQUESTS, asked, asked * canary.interval_seconds / max(1.0, seconds))
     if failed > canary.max_error_rate * expected:
         return _too_many_errors(canary, candidate)
     if seconds < canary.interval_seconds:
