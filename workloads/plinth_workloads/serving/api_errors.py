@@ -95,7 +95,8 @@ def api_error_from(error: Exception) -> ApiError:
             detail = ErrorDetail(message=str(error), type=_INVALID, param=error.param, code="invalid_value")
             return ApiError(400, detail)
         case EngineOverloaded():
-            return _api_error(429, error, "rate_limit_error", "rate_limit_exceeded", retry_after_seconds=1)
+            seconds = error.retry_after_seconds
+            return _api_error(429, error, "rate_limit_error", "rate_limit_exceeded", retry_after_seconds=seconds)
         case ModelNotReady() | UnknownAdapter():
             return _api_error(503, error, _SERVER, "model_not_ready", retry_after_seconds=5)
         case GenerationFailed():

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from plinth_workloads.serving.api_errors import wrong_key
+from plinth_workloads.serving.clients import CLIENT, client_of_key
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +72,10 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
-        needs_key = scope["type"] in ("http", "websocket") and scope["path"] not in self._open_paths
-        if needs_key and not self._keys.allow(Headers(scope=scope).get("Authorization", "")):
-            await wrong_key().to_response()(scope, receive, send)
-            return
+        if scope["type"] in ("http", "websocket") and scope["path"] not in self._open_paths:
+            authorization = Headers(scope=scope).get("Authorization", "")
+            if not self._keys.allow(authorization):
+                await wrong_key().to_response()(scope, receive, send)
+                return
+            scope.setdefault("state", {})[CLIENT] = client_of_key(authorization)
         await self._app(scope, receive, send)

@@ -21,6 +21,7 @@ from plinth_workloads.serving.api_keys import ApiKeys, RequireKey
 from plinth_workloads.serving.body_limit import LimitBody
 from plinth_workloads.serving.chat_page import PAGE_PATHS, add_chat_page
 from plinth_workloads.serving.choices import Body, Deltas, UsageCount, generate_choices
+from plinth_workloads.serving.clients import client_of
 from plinth_workloads.serving.disconnect import ClientGone, unless_gone
 from plinth_workloads.serving.encoder_routes import add_encoder_routes
 from plinth_workloads.serving.engine import (
@@ -180,7 +181,7 @@ async def _answer(
     seconds = served.limits.request_timeout_seconds
     deadline = asyncio.get_running_loop().time() + seconds + _LAST_EVENT_SECONDS
     turn = Turn()
-    in_time = within(generate_choices(served, body, adapter, turn), seconds=seconds)
+    in_time = within(generate_choices(served, body, adapter, turn, client_of(request, body)), seconds=seconds)
     deltas = metrics.measured(in_time, model_name=body.model, num_choices=body.n, turn=turn)
     if not body.stream:
         return await unless_gone(request, _whole_answer(deltas, body, answer))

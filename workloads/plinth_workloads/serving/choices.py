@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from plinth_api.model_service import PromptTemplate
 from plinth_api.run import ServeLimits
@@ -15,6 +15,9 @@ from plinth_workloads.serving.protocol import ChatBody, CompletionBody, Usage
 from plinth_workloads.serving.served_model import ServedModel
 from plinth_workloads.serving.tasks import generator_of
 from plinth_workloads.serving.version_counts import Turn
+
+_MAX_AT_ONCE = 64
+"""Choices of a request that an engine holds: more than it decodes together, less than a request may have (2,048)."""
 
 Body = CompletionBody | ChatBody
 Deltas = AsyncGenerator[tuple[int, TokenDelta], None]
@@ -43,24 +46,28 @@ class UsageCount:
         return Usage(prompt_tokens=prompt, completion_tokens=completion, total_tokens=prompt + completion)
 
 
-async def generate_choices(served: ServedModel, body: Body, adapter: str | None, turn: Turn) -> Deltas:
+async def generate_choices(
+    served: ServedModel, body: Body, adapter: str | None, turn: Turn, client: str = ""
+) -> Deltas:
     """Pieces of all choices as they are made, each with the index of its choice: prompt * n + number.
 
     Closing the generator cancels what still runs. All choices come from one version, that to which `turn` fell, with
-    `adapter` where that is given.
+    `adapter` where that is given. `client` is who asks.
     """
     async with served.admitted(turn, adapter=adapter) as version:
         engine = generator_of(version.engine)
         if adapter is not None:
             served.check_adapter(version, adapter)
-        requests = await asyncio.to_thread(_requests_of, engine, version.prompt, body, served.limits, adapter)
-        async with aclosing(_merged(engine, requests)) as deltas:
-            async for index, delta in deltas:
-                yield index, delta
+        with engine.place_for(client):
+            requests = await asyncio.to_thread(_requests_of, engine, version.prompt, body, served.limits)
+            asked = [replace(request, adapter=adapter, client=client) for request in requests]
+            async with aclosing(_merged(engine, asked)) as deltas:
+                async for index, delta in deltas:
+                    yield index, delta
 
 
 def _requests_of(
-    engine: Engine, prompt: PromptTemplate | None, body: Body, limits: ServeLimits, adapter: str | None
+    engine: Engine, prompt: PromptTemplate | None, body: Body, limits: ServeLimits
 ) -> list[GenerationRequest]:
     requests = []
     structure = body.structure
@@ -83,7 +90,7 @@ def _requests_of(
                 stop=body.stop,
                 structure=structure,
             )
-            requests.append(GenerationRequest(prompt_ids, sampling, adapter))
+            requests.append(GenerationRequest(prompt_ids, sampling))
     return requests
 
 
@@ -97,10 +104,11 @@ def _prompts_of(engine: Engine, prompt: PromptTemplate | None, body: Body) -> li
 
 async def _merged(engine: Engine, requests: Sequence[GenerationRequest]) -> Deltas:
     queue: asyncio.Queue[tuple[int, TokenDelta | Exception]] = asyncio.Queue()
+    turns = asyncio.Semaphore(_MAX_AT_ONCE)
 
     async def pump(index: int, request: GenerationRequest) -> None:
         try:
-            async with aclosing(engine.generate(request)) as deltas:
+            async with turns, aclosing(engine.generate(request)) as deltas:
                 async for delta in deltas:
                     queue.put_nowait((index, delta))
         except Exception as error:

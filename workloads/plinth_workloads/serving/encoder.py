@@ -42,11 +42,12 @@ class Encoder(ModelEngine, Protocol):
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts; safe to call from any thread."""
 
-    async def compute(self, rows: Sequence[Sequence[int]]) -> FloatArray:
+    async def compute(self, rows: Sequence[Sequence[int]], client: str = "") -> FloatArray:
         """The numbers of texts, [N, width]: embeddings of length one, probabilities, or values. May be cancelled.
 
         Args:
             rows: Token ids of each text.
+            client: Who asks: clients take turns.
 
         Raises:
             InvalidPrompt: A text has no tokens, or ids that the model does not know.

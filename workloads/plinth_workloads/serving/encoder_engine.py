@@ -1,7 +1,7 @@
 """The engine of models that read: one worker thread, texts of all requests in passes of similar length.
 
 Requests enter from the event loop through a bounded queue. Whatever has come while a pass ran is considered for the
-next one, so a request that fits waits for one pass at most.
+next one, first of all what comes from the client on whom the fewest tokens were spent.
 
 Shapes: B texts, T tokens, W numbers of a text.
 """
@@ -10,6 +10,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,12 +21,13 @@ from plinth_api.run import ServingTask
 from plinth_workloads.serving.encoder import FloatArray, Labels
 from plinth_workloads.serving.engine import (
     ContextLengthExceeded,
-    EngineOverloaded,
     EngineStats,
     GenerationFailed,
     InvalidPrompt,
 )
+from plinth_workloads.serving.fair_queue import TokenShares
 from plinth_workloads.serving.forward_pass import next_pass
+from plinth_workloads.serving.places import Places
 from plinth_workloads.serving.text_models import TextModel
 
 logger = logging.getLogger(__name__)
@@ -37,8 +39,9 @@ _PASS_TOKENS = {"cpu": 2048, "cuda": 16384}
 class _Request:
     """Texts on their way through the engine. The worker owns it, but for `answer` and `cancelled`."""
 
-    def __init__(self, rows: Sequence[Sequence[int]], width: int) -> None:
+    def __init__(self, rows: Sequence[Sequence[int]], width: int, *, client: str = "", first: bool = False) -> None:
         self.rows = rows
+        self.client, self.first = client, first
         self.answer: asyncio.Future[FloatArray] = asyncio.get_running_loop().create_future()
         self.cancelled = False
         self.waiting = sorted(range(len(rows)), key=lambda index: -len(rows[index]))
@@ -68,7 +71,7 @@ class EncoderEngine:
     Args:
         model: On its device.
         max_pass_tokens: Tokens that are computed together, padding included. Default: by the device.
-        max_waiting_tokens: Tokens that may wait; more raise EngineOverloaded, but for a request that waits alone.
+        max_waiting_tokens: Tokens that may be open; more raise EngineOverloaded, see `Places`.
         health_timeout_seconds: How long `check_health` waits for an answer.
     """
 
@@ -82,7 +85,8 @@ class EncoderEngine:
     ) -> None:
         self._model = model
         self._max_pass_tokens = max_pass_tokens or _PASS_TOKENS.get(model.device.type, _PASS_TOKENS["cuda"])
-        self._max_waiting_tokens = max_waiting_tokens
+        self._places = Places(max_waiting_tokens, unit="tokens")
+        self._shares = TokenShares()
         self._health_timeout_seconds = health_timeout_seconds
         self._open: list[_Request] = []
         self._running: set[_Request] = set()
@@ -135,17 +139,18 @@ class EncoderEngine:
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
 
-    async def compute(self, rows: Sequence[Sequence[int]]) -> FloatArray:
+    async def compute(self, rows: Sequence[Sequence[int]], client: str = "") -> FloatArray:
         """See Encoder."""
         self._check(rows)
-        return await self._answer(_Request(rows, self.width))
+        with self._places.taken_by(client, sum(map(len, rows))):
+            return await self._answer(_Request(rows, self.width, client=client))
 
     async def check_health(self) -> None:
         """See Encoder. Where others are being answered, any pass is proof enough."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(self._health_timeout_seconds):
-                await self._answer(_Request([self._model.probe], self.width), first=True)
+                await self._answer(_Request([self._model.probe], self.width, first=True))
         except TimeoutError as error:
             if self._last_pass_at < began:
                 raise GenerationFailed(f"no answer within {self._health_timeout_seconds:.0f} s") from error
@@ -166,23 +171,23 @@ class EncoderEngine:
                     "shorten it"
                 )
 
-    async def _answer(self, request: _Request, *, first: bool = False) -> FloatArray:
+    async def _answer(self, request: _Request) -> FloatArray:
         try:
             with self._work:
                 if self._stopping or self._thread is None:
                     raise GenerationFailed("the engine is not running")
-                if not first:
-                    self._check_room(request)
-                self._open.insert(0 if first else len(self._open), request)
+                clients = self._clients()
+                if request.client not in clients:
+                    self._shares.begin(request.client, clients)
+                self._open.append(request)
                 self._work.notify()
             return await request.answer
         finally:
             request.cancelled = True
 
-    def _check_room(self, request: _Request) -> None:
-        waiting = sum(sum(other.lengths) for other in self._open if not other.cancelled)
-        if waiting and waiting + sum(request.lengths) > self._max_waiting_tokens:
-            raise EngineOverloaded(f"{waiting} tokens wait already; try again later")
+    def _clients(self) -> set[str]:
+        """Those who wait."""
+        return {request.client for request in self._open if request.waiting}
 
     # What follows runs in the worker's thread.
 
@@ -203,13 +208,17 @@ class EncoderEngine:
             self._work.wait_for(lambda: self._stopping or self._has_waiting())
             if self._stopping:
                 return None
-            # Whoever had its turn lets the others go first.
-            self._open.sort(key=last.__contains__)
+            # Of one client's, whoever had its turn lets the others go first.
+            of_client, spent = Counter(one.client for one in self._open), self._shares.spent
+            self._open.sort(key=lambda one: (not one.first, spent(one.client), of_client[one.client], one in last))
             places: dict[_Request, list[int]] = {}
             for number, place in next_pass([request.lengths for request in self._open], self._max_pass_tokens):
                 places.setdefault(self._open[number], []).append(place)
             chosen = [(request, text) for request, taken in places.items() for text in request.take(taken)]
             self._running = set(places)
+            clients = self._clients()
+            for request, text in chosen:
+                self._shares.charge(request.client, len(request.rows[text]), clients)
             return chosen
 
     def _has_waiting(self) -> bool:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from plinth_api.run import ServingTask
 from plinth_workloads.serving.api_errors import unknown_model
+from plinth_workloads.serving.clients import client_of
 from plinth_workloads.serving.disconnect import unless_gone
 from plinth_workloads.serving.encoder import Encoder, FloatArray, Labels
 from plinth_workloads.serving.encoder_protocol import (
@@ -65,7 +66,9 @@ def add_encoder_routes(app: FastAPI, served: ServedModel, *, name: str, metrics:
             raise unknown_model(body.model, name)
         setattr(request.state, MODEL_NAME, name)
         turn = Turn()
-        computed = in_time(_computed(served, body, task, turn), seconds=served.limits.request_timeout_seconds)
+        computed = in_time(
+            _computed(served, body, task, turn, client_of(request, body)), seconds=served.limits.request_timeout_seconds
+        )
         return await unless_gone(
             request, written(metrics.measured_reading(computed, model_name=name, turn=turn), write)
         )
@@ -88,7 +91,7 @@ def add_encoder_routes(app: FastAPI, served: ServedModel, *, name: str, metrics:
         return await answer(body, "classify", request, lambda computed: _classifications(name, computed))
 
 
-async def _computed(served: ServedModel, body: EncoderBody, task: ServingTask, turn: Turn) -> _Computed:
+async def _computed(served: ServedModel, body: EncoderBody, task: ServingTask, turn: Turn, client: str) -> _Computed:
     async with served.admitted(turn) as version:
         encoder = encoder_of(version.engine, task)
         if isinstance(body, EmbeddingBody) and body.dimensions is not None and body.dimensions > encoder.width:
@@ -97,7 +100,7 @@ async def _computed(served: ServedModel, body: EncoderBody, task: ServingTask, t
             )
         rows = await asyncio.to_thread(_rows_of, encoder, body.input)
         check_prompt(served.limits, max(map(len, rows)), param="input")
-        values_NW = await encoder.compute(rows)
+        values_NW = await encoder.compute(rows, client)
         return _Computed(values_NW, encoder.labels, sum(map(len, rows)))
 
 

@@ -4,6 +4,7 @@ Apart from the engines, so that the app knows none of them and needs neither tor
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -66,11 +67,17 @@ class SamplingParameters:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One prompt and what to do with it; `adapter` is the name of one that is attached, None for the model as it is."""
+    """One prompt and what to do with it.
+
+    Attributes:
+        adapter: The name of one that is attached; None for the model as it is.
+        client: Who asks: clients take turns.
+    """
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParameters
     adapter: str | None = None
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +199,15 @@ class UnknownAdapter(Exception):
 
 
 class EngineOverloaded(Exception):
-    """As many requests wait as may; try again later."""
+    """As many requests wait as may.
+
+    Attributes:
+        retry_after_seconds: When to try again.
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class GenerationFailed(Exception):
@@ -250,6 +265,13 @@ class Engine(ModelEngine, Protocol):
             InvalidParameter: There are tools, and the template does not know them.
         """
 
+    def place_for(self, client: str) -> AbstractContextManager[None]:
+        """A place for one request of a client, whatever it generates, until the end of the block.
+
+        Raises:
+            EngineOverloaded: This client has as many as he may, or all are taken.
+        """
+
     def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """The completion, piece by piece. Closing the generator cancels the request.
 
@@ -258,7 +280,6 @@ class Engine(ModelEngine, Protocol):
             InvalidParameter: The bias has; or no text can be made as the structure says.
             ContextLengthExceeded: Prompt and max_tokens do not fit.
             UnknownAdapter: No adapter has the name that is asked for.
-            EngineOverloaded: The queue is full.
             GenerationFailed: The model failed on this request; the engine goes on with the others.
         """
 

@@ -33,6 +33,8 @@ class Row:
         cached: Where the keys and values of its first tokens are; None while it waits.
         deltas: What the client is told.
         constraint: What its text has to look like, if anything.
+        client: Who asks for it.
+        num_charged: Tokens of it that were counted for its client.
         cancelled: Whether nobody waits for it any more.
         finished: Whether nothing more is to be made.
         spoiled: Whether its keys and values may hold what is not a number.
@@ -51,6 +53,8 @@ class Row:
         self.cached: CachedRow | None = None
         self.sampling = request.sampling
         self.deltas: asyncio.Queue[TokenDelta | GenerationFailed] = asyncio.Queue()
+        self.client = request.client
+        self.num_charged = 0
         self.cancelled = False
         self.finished = False
         self.spoiled = False

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from plinth_workloads.serving.batch import Batch, Piece
 from plinth_workloads.serving.engine import GenerationFailed, TokenDelta
+from plinth_workloads.serving.fair_queue import FairQueue
 from plinth_workloads.serving.generation_row import Row
 from plinth_workloads.serving.lora_bank import LoraAdapter
 from plinth_workloads.serving.penalties import penalties_of
@@ -59,7 +60,7 @@ class StepWorker:
         self._batch, self._end_ids, self._max_step_tokens = batch, end_ids, max_step_tokens
         self._deliver = deliver
         self._work = threading.Condition()
-        self._waiting: deque[Row] = deque()
+        self._waiting = FairQueue[Row](lambda row: row.client)
         self._running: list[Row] = []
         self._errands: deque[Callable[[], None]] = deque()
         self._detached: list[LoraAdapter] = []
@@ -98,7 +99,7 @@ class StepWorker:
         with self._work:
             if self._stopping or self._thread.ident is None:
                 raise GenerationFailed("the engine is not running")
-            self._waiting.insert(0 if first else len(self._waiting), row)
+            self._waiting.push(row, first=first)
             self._work.notify()
 
     def between_steps(self, work: Callable[..., _Result], *arguments: Any) -> Future[_Result]:
@@ -146,22 +147,28 @@ class StepWorker:
 
     def _drop_cancelled(self) -> None:
         with self._work:
-            self._waiting = deque(row for row in self._waiting if not row.cancelled)
+            for row in self._running:
+                self._charge(row)
+            self._waiting.keep(lambda row: not row.cancelled)
         self._keep_unfinished()
 
     def _run_errands(self) -> None:
         while self._errands:
             self._errands.popleft()()
+        with self._work:
+            unfinished = [*self._running, *self._waiting]
         for adapter in list(self._detached):
-            if all(row.adapter is not adapter for row in (*self._running, *self._waiting)):
+            if all(row.adapter is not adapter for row in unfinished):
                 assert self._batch.adapters is not None
                 self._batch.adapters.release(adapter)
                 self._detached.remove(adapter)
 
     def _admit(self) -> None:
-        """Let those who wait longest begin, as far as the next step could read a part of their prompts."""
+        """Let those begin whose turn it is, as far as the next step could read a part of their prompts."""
         while self._waiting and has_room([row.num_pending for row in self._running], self._max_step_tokens):
-            row = self._waiting[0]
+            with self._work:
+                row = self._waiting.head()
+            assert row is not None
             row.cached = self._batch.open(row.token_ids, row.adapter)
             if row.cached is None:
                 return
@@ -170,8 +177,10 @@ class StepWorker:
                     row.sampling, row.token_ids, vocab_size=self._vocab_size, device=self._device
                 )
             self._running.append(row)
+            row.num_charged = max(row.num_charged, row.cached.length)
             with self._work:
                 self._waiting.remove(row)
+                self._charge(row)
 
     def _step(self) -> None:
         if not self._running:
@@ -200,7 +209,12 @@ class StepWorker:
         row.cached = None
         self._running.remove(row)
         with self._work:
-            self._waiting.appendleft(row)
+            self._waiting.push(row, first=True)
+
+    def _charge(self, row: Row) -> None:
+        """Count for its client what the model reads for a row; what it had read for another costs nothing."""
+        self._waiting.charge(row.client, len(row.token_ids) - row.num_charged)
+        row.num_charged = len(row.token_ids)
 
     def _give_up(self, rows: Sequence[Row], error: Exception) -> None:
         """Fail those whose prompts were read, which the others can do without; else, or where all are lost, all."""

@@ -1,14 +1,14 @@
 """The light engine: torch and transformers, one worker thread, rows that join and leave between steps.
 
-Requests enter from the event loop through a bounded queue; the worker reads prompts in pieces between the tokens that
-it makes for others, and hands the text of each step back to the loop at once.
+Requests enter from the event loop, as many as there are places, and their clients take turns; the worker reads prompts
+in pieces between the tokens that it makes for others, and hands the text of each step back to the loop at once.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from plinth_workloads.serving.brief_thread import in_brief_thread
 from plinth_workloads.serving.engine import (
     ChatMessage,
     ContextLengthExceeded,
-    EngineOverloaded,
     EngineStats,
     GenerationFailed,
     GenerationRequest,
@@ -38,6 +37,7 @@ from plinth_workloads.serving.engine import (
 from plinth_workloads.serving.generation_row import Row
 from plinth_workloads.serving.lora_bank import LoraAdapter, load_lora
 from plinth_workloads.serving.padded_batch import PaddedBatch
+from plinth_workloads.serving.places import Places
 from plinth_workloads.serving.prompt_encoder import PromptEncoder
 from plinth_workloads.serving.slotted_batch import slotted_batch
 from plinth_workloads.serving.step_worker import StepWorker, Told
@@ -61,7 +61,7 @@ class TorchEngine:
         model: In evaluation mode, on its device; on a CPU its linear layers are packed from now on.
         tokenizer: With a chat template, where chats are to be answered.
         max_batch_size: Rows that are decoded together.
-        max_waiting: Requests that may wait for a row; more raise EngineOverloaded.
+        max_waiting: Requests that may be open beyond so many; more raise EngineOverloaded, see `Places`.
         max_step_tokens: Tokens that one step reads, of prompts and of rows that make text together. Default: as few as
             keep the device busy, so that a prompt that is read holds others up for as short as can be.
         max_cache_bytes: Of keys and values; one row of the context's length is held in any case.
@@ -84,7 +84,7 @@ class TorchEngine:
         pack_linear_layers(model, partial(_some_logits, model))
         self._model = model
         self._encoder = PromptEncoder(tokenizer)
-        self._max_open = max_batch_size + max_waiting
+        self._places = Places(max_batch_size + max_waiting)
         self._context_length = context_length or _context_length_of(model)
         self._health_timeout_seconds = health_timeout_seconds
         self._vocab_size: int = model.get_input_embeddings().num_embeddings
@@ -101,7 +101,6 @@ class TorchEngine:
             deliver=self._hand_over,
         )
         self._adapters: dict[str, LoraAdapter] = {}
-        self._open: set[Row] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @property
@@ -136,6 +135,10 @@ class TorchEngine:
         await asyncio.to_thread(self._worker.stop)
         self._structured.close()
 
+    def place_for(self, client: str) -> AbstractContextManager[None]:
+        """See Engine."""
+        return self._places.taken_by(client)
+
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         """See Engine."""
         self._check(request)
@@ -143,8 +146,6 @@ class TorchEngine:
         adapter = None if request.adapter is None else self._adapters.get(request.adapter)
         if request.adapter is not None and adapter is None:
             raise UnknownAdapter(f"no adapter {request.adapter!r} is attached")
-        if len(self._open) >= self._max_open:
-            raise EngineOverloaded(f"{len(self._open)} requests are being answered or wait already; try again later")
         row = Row(request, self._encoder.tokenizer, adapter=adapter, constraint=constraint)
         async with aclosing(self._deltas_of(row)) as deltas:
             async for delta in deltas:
@@ -206,7 +207,6 @@ class TorchEngine:
             )
 
     async def _deltas_of(self, row: Row, *, first: bool = False) -> AsyncGenerator[TokenDelta, None]:
-        self._open.add(row)
         try:
             self._worker.submit(row, first=first)
             while True:
@@ -218,7 +218,6 @@ class TorchEngine:
                     return
         finally:
             row.cancelled = True
-            self._open.discard(row)
 
     def _hand_over(self, told: Sequence[Told]) -> None:
         """One wake-up of the event loop for all rows of a step."""

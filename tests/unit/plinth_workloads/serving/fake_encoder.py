@@ -20,6 +20,7 @@ class FakeEncoder:
         self.gate = asyncio.Event()
         self.gate.set()
         self.rows: list[Sequence[int]] = []
+        self.clients: list[str] = []
         self.num_running = 0
 
     @property
@@ -41,8 +42,9 @@ class FakeEncoder:
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [list(text.encode()) for text in texts]
 
-    async def compute(self, rows: Sequence[Sequence[int]]) -> FloatArray:
+    async def compute(self, rows: Sequence[Sequence[int]], client: str = "") -> FloatArray:
         self.rows += rows
+        self.clients.append(client)
         self.num_running += 1
         try:
             await self.gate.wait()

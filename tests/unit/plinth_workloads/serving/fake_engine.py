@@ -1,7 +1,8 @@
 """An engine that says what the test tells it to."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ class FakeEngine:
         self.gate.set()
         self.num_running = 0
         self.requests: list[GenerationRequest] = []
+        self.places: list[str] = []
         self.messages: Sequence[ChatMessage] = ()
         self.tools: Sequence[Mapping[str, Any]] = ()
         self.is_stopped = False
@@ -39,6 +41,11 @@ class FakeEngine:
     def encode_chat(self, messages: Sequence[ChatMessage], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         self.messages, self.tools = messages, tools
         return self.encode("".join(f"{message.role}:{message.content};" for message in messages))
+
+    @contextmanager
+    def place_for(self, client: str) -> Iterator[None]:
+        self.places.append(client)
+        yield
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
         assert not self.is_stopped

@@ -28,9 +28,9 @@ pytestmark = pytest.mark.anyio
 TEXTS = ["a longer text, which is not the last", "ab", "a text of some length", "x" * CONTEXT_LENGTH, "c"]
 
 
-async def asking(engine, *lengths):
+async def asking(engine, *lengths, client=""):
     """A request for texts of these lengths, which the engine has got."""
-    task = asyncio.create_task(engine.compute([[65] * length for length in lengths]))
+    task = asyncio.create_task(engine.compute([[65] * length for length in lengths], client))
     await asyncio.sleep(0)
     return task
 
@@ -77,12 +77,24 @@ async def test_whose_client_has_gone_is_not_computed():
     assert model.passes == [[8], [7]]
 
 
+async def test_one_text_does_not_wait_for_all_that_another_client_asked_before():
+    model = GatedModel()
+    async with running_encoder(model, max_pass_tokens=32) as engine:
+        many = [await asking(engine, 16, client="many") for _ in range(8)]
+        await until(model.has_begun.is_set)
+        one = await asking(engine, 15, client="one")
+        model.gate.set()
+        await asyncio.gather(one, *many)
+
+    assert model.passes == [[16, 16], [15, 16], [16, 16], [16, 16], [16]]
+
+
 async def test_more_than_may_wait_is_turned_away_and_a_large_request_alone_is_not():
     model = GatedModel()
     async with running_encoder(model, max_pass_tokens=8, max_waiting_tokens=16) as engine:
         large = await asking(engine, *[8] * 5)
         await until(model.has_begun.is_set)
-        with pytest.raises(EngineOverloaded, match=r"^32 tokens wait already; try again later$"):
+        with pytest.raises(EngineOverloaded, match=r"^40 tokens of yours are being answered or wait"):
             await engine.compute([[65]])
         model.gate.set()
         assert (await large).shape == (5, SIZE)

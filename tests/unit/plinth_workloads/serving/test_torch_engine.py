@@ -1,6 +1,7 @@
 import asyncio
 import time
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -129,14 +130,29 @@ async def test_cancelling_a_request_that_waits_takes_it_out_of_the_queue():
         await first
 
 
-async def test_more_than_may_wait_are_turned_away():
-    async with running_engine(make_model(end_ids=None), max_batch_size=2, max_waiting=1) as engine:
-        results = await asyncio.gather(
-            *(collect(engine, make_request("a", max_tokens=50)) for _ in range(5)), return_exceptions=True
-        )
+async def test_there_are_places_for_those_who_are_answered_and_those_who_may_wait():
+    async with running_engine(max_batch_size=2, max_waiting=1) as engine:
+        with ExitStack() as stack:
+            for client in "aab":
+                stack.enter_context(engine.place_for(client))
+            with pytest.raises(EngineOverloaded):
+                stack.enter_context(engine.place_for("c"))
 
-    assert sum(isinstance(result, EngineOverloaded) for result in results) == 2
-    assert sum(isinstance(result, tuple) for result in results) == 3
+
+async def test_one_request_does_not_wait_for_those_that_another_client_sent_before():
+    async with running_engine(make_model(end_ids=None), max_batch_size=2) as engine:
+        ended = []
+
+        async def ask(client):
+            request = replace(make_request("abc", max_tokens=30), client=client)
+            await collect(engine, request)
+            ended.append(client)
+
+        many = [asyncio.create_task(ask("many")) for _ in range(20)]
+        await until(lambda: engine.stats().running == 2)
+        await asyncio.gather(ask("one"), *many)
+
+    assert ended.index("one") <= 4
 
 
 async def test_prompt_and_completion_must_fit_into_the_context():
