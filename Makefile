@@ -157,6 +157,10 @@ bench-serve: $(STAMP) ## The light engine beside transformers' and a bare loop, 
 	$(BIN)/python benchmarks/serve_adapters.py
 	$(BIN)/python benchmarks/serve_http.py
 
+.PHONY: soak-serve
+soak-serve: $(STAMP) ## Half an hour of mixed load on a served model: memory, slots, files and answers stay as they were
+	PYTHONPATH=operator:workloads:tests $(BIN)/python benchmarks/soak_serve.py
+
 .PHONY: bench-operator
 bench-operator: $(STAMP) cluster-binaries ## The operator's speed, memory and writes with 1,000 jobs, half an hour (SHORT=1: a tenth, no record)
 	PYTHONPATH=operator:tests $(BIN)/python benchmarks/reconcile.py $(if $(SHORT),--short)

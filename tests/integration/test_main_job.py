@@ -1,13 +1,18 @@
 """The demo's three YAML files, made short: a pretrained, tuned, registered and served model on real data."""
 
 import email
+import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import mlflow
 import openai
 import pytest
@@ -17,9 +22,14 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from commands import plinth, start_plinth
+from openai_options import CHAT, OF_CHATS, OF_COMPLETIONS, SCHEMA, TOOL, chat, complete
+from plinth_workloads.models.fetch import fetch_model
 from plinth_workloads.models.load import load_for_inference
+from plinth_workloads.serving.torch_engine import TorchEngine
 from plinth_workloads.train.progress import read_progress
+from served_here import NAME, service_here
 from servers import free_port
+from unit.plinth_workloads.serving.tools import TOOL_TEMPLATE
 
 # Ray starts several times in one test: beside a busy neighbour that takes longer than the limit of the others.
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -39,6 +49,8 @@ def shortened(folder):
             document["spec"]["evaluation"]["everySteps"] = 60
         if name == "finetune.yaml":
             document["spec"]["training"].update(steps=30, schedule={"warmupSteps": 5})
+        if name == "service.yaml":
+            document["spec"]["adapters"] = [{"name": "misfit", "uri": "models:/pycode-docstrings@champion"}]
         files.append(folder / name)
         files[-1].write_text(yaml.safe_dump(document))
     return files
@@ -160,7 +172,7 @@ def test_an_adapter_opens_with_peft_and_finds_its_base_by_uri(demo, tmp_path):
 
 
 def test_the_service_answers_the_openai_client(demo):
-    assert [model.id for model in demo.client.models.list()] == ["pycode"]
+    assert [model.id for model in demo.client.models.list()] == ["pycode", "misfit"]
     completion = demo.client.completions.create(model="pycode", prompt="import ", max_tokens=8, temperature=0)
     assert completion.choices[0].text
     assert completion.usage.completion_tokens <= 8
@@ -168,6 +180,135 @@ def test_the_service_answers_the_openai_client(demo):
     stream = demo.client.chat.completions.create(model="pycode", messages=question, max_tokens=8, stream=True, seed=1)
     pieces = [chunk.choices[0].delta.content for chunk in stream if chunk.choices and chunk.choices[0].delta.content]
     assert "".join(pieces)
+
+
+def test_an_adapter_of_another_model_is_refused_with_the_reason_and_the_others_are_answered(demo):
+    with pytest.raises(openai.InternalServerError) as raised:
+        complete(demo.client, "misfit", "import ")
+    assert raised.value.status_code == 503
+    assert "was trained for models:/pycode-base/1, and models:/pycode-docstrings/1 is served" in str(raised.value)
+    assert complete(demo.client, "pycode", "import ").choices[0].text
+
+
+@pytest.mark.parametrize(
+    ("ask", "options"),
+    [pytest.param(complete, OF_COMPLETIONS, id="completions"), pytest.param(chat, OF_CHATS, id="chats")],
+)
+def test_every_option_is_taken_or_refused_by_its_name(demo, ask, options):
+    what = "import " if ask is complete else CHAT
+    for option in options:
+        answer = ask(demo.client, "pycode", what, **option.parameters)
+        usage = [chunk.usage for chunk in answer][-1] if option.name == "stream_options" else answer.usage
+        assert usage.completion_tokens > 0, option
+        if option.wrong is not None:
+            with pytest.raises(openai.BadRequestError) as raised:
+                ask(demo.client, "pycode", what, **{**option.parameters, option.name: option.wrong})
+            assert (raised.value.param or "").split(".")[0] == option.name, raised.value
+
+
+def test_a_choice_without_chance_is_one_whichever_way_it_is_asked_for(demo):
+    greedy = complete(demo.client, "pycode", "import ", logprobs=2).choices[0]
+    for option in ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1}, {"temperature": 0, "n": 2}):
+        answer = complete(demo.client, "pycode", "import ", **{"temperature": 2, **option})
+        assert {choice.text for choice in answer.choices} == {greedy.text}, option
+    assert "".join(greedy.logprobs.tokens) == greedy.text
+    likeliest = [max(top.values()) for top in greedy.logprobs.top_logprobs]
+    assert greedy.logprobs.token_logprobs == pytest.approx(likeliest, abs=1e-4)
+
+
+def test_the_options_do_what_they_say(demo):
+    ask = partial(complete, demo.client, "pycode", "import ")
+    greedy = ask().choices[0].text
+    stop = greedy[3:6]
+    assert ask(stop=stop).choices[0].text == greedy[: greedy.index(stop)]
+    assert (
+        ask(logit_bias={"7": 100}, repetition_penalty=1).choices[0].text == ask(logit_bias={"7": 100}).choices[0].text
+    )
+    pair = {"logit_bias": {"70": 100, "71": 100}}
+    assert len(set(ask(**pair, repetition_penalty=10, max_tokens=2, logprobs=0).choices[0].logprobs.tokens)) == 2
+    seeded = [ask(temperature=1, seed=3, n=number).choices for number in (1, 3)]
+    assert seeded[0][0].text == seeded[1][0].text
+    assert len({choice.text for choice in seeded[1]}) > 1
+    assert len(ask(max_tokens=3, logprobs=0).choices[0].logprobs.tokens) == 3
+
+
+def test_what_a_text_has_to_look_like(demo):
+    ask = partial(complete, demo.client, "pycode", "import ", max_tokens=180)
+    assert re.fullmatch("[0-9]{4}", ask(structured_outputs={"regex": "[0-9]{4}"}).choices[0].text)
+    assert ask(structured_outputs={"choice": ["yes", "no"]}).choices[0].text in ("yes", "no")
+    assert ask(structured_outputs={"grammar": 'start: "a" "b"'}).choices[0].text == "ab"
+    schema = {"type": "json_schema", "json_schema": {"name": "kind", "schema": SCHEMA}}
+    stream = chat(demo.client, "pycode", response_format=schema, max_tokens=180, stream=True)
+    said = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+    assert set(json.loads(said)) == {"kind"}
+    assert json.loads(ask(structured_outputs={"json": SCHEMA}).choices[0].text)["kind"] in ("a", "b")
+
+
+def test_prompts_and_messages_come_in_all_forms(demo):
+    ask = partial(complete, demo.client, "pycode")
+    alone = [ask(text).choices[0].text for text in ("import ", "def f(")]
+    assert [choice.text for choice in ask(["import ", "def f("]).choices] == alone
+    assert len(ask([[5, 6, 7], [8]]).choices) == len(ask([5, 6]).choices) + 1
+    parts = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+    ]
+    assert (
+        chat(demo.client, "pycode", parts).usage.prompt_tokens
+        > chat(demo.client, "pycode", parts[1:]).usage.prompt_tokens
+    )
+    assert demo.client.models.retrieve("pycode").max_model_len > 0
+    with pytest.raises(openai.NotFoundError, match="this service serves 'pycode', 'misfit'"):
+        demo.client.models.retrieve("another")
+    with pytest.raises(openai.BadRequestError, match="ask /v1/completions"):
+        demo.client.embeddings.create(model="pycode", input="a")
+    with pytest.raises(openai.BadRequestError, match="tools"):
+        chat(demo.client, "pycode", tools=[TOOL], tool_choice="required")
+
+
+PROMPTS = ["import os\n", "def close(self):\n    ", "class Reader:\n    def __init__(self, ", "return ", "x" * 40]
+
+
+def generated(model, tokenizer, prompt):
+    ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+    with torch.inference_mode():
+        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
+    return tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def test_answers_are_what_generate_says_alone_together_again_and_with_an_adapter(demo, tmp_path):
+    load = partial(load_for_inference, tracking_uri=demo.uri, cache_dir=tmp_path)
+    (base, tokenizer), (tuned, _) = load("models:/pycode-base/1"), load("models:/pycode-docstrings/1")
+    models = {NAME: base, "docstrings": tuned}
+    expected = {
+        (name, prompt): generated(model, tokenizer, prompt) for name, model in models.items() for prompt in PROMPTS
+    }
+    assert len(set(expected.values())) > len(PROMPTS)
+    tokenizer.chat_template = TOOL_TEMPLATE
+    adapter = fetch_model("models:/pycode-docstrings/1", tracking_uri=demo.uri, cache_dir=tmp_path)
+    with service_here(lambda: TorchEngine(base, tokenizer), {"docstrings": adapter}) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="local", max_retries=0)
+
+        def said(asked):
+            return complete(client, *asked, max_tokens=24).choices[0].text
+
+        def reused():
+            scrape = httpx.get(f"{url}/metrics").text
+            return float(re.search(r"^plinth_prefix_cache_hits_total\S* (\S+)", scrape, re.MULTILINE)[1])
+
+        alone, before = {asked: said(asked) for asked in expected}, reused()
+        with ThreadPoolExecutor(len(expected)) as pool:
+            together = dict(zip(expected, pool.map(said, expected), strict=True))
+        assert reused() > before
+        assert together == alone == expected
+        look = {"type": "function", "function": {"name": "look"}}
+        for choice in (look, "required"):
+            answer = chat(client, NAME, tools=[TOOL], tool_choice=choice, max_tokens=150).choices[0]
+            (call,) = answer.message.tool_calls
+            assert (call.function.name, set(json.loads(call.function.arguments))) == ("look", {"kind"})
+        stream = chat(client, NAME, tools=[TOOL], tool_choice=look, max_tokens=150, stream=True)
+        pieces = [call for chunk in stream for choice in chunk.choices for call in choice.delta.tool_calls or ()]
+        assert json.loads("".join(piece.function.arguments for piece in pieces))["kind"] in ("a", "b")
 
 
 def test_a_port_in_use_is_a_sentence(demo):

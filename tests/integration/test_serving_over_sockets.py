@@ -13,7 +13,9 @@ from listening import listening
 from plinth_api.run import ServeLimits
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.served_model import ServedModel
+from unit.plinth_workloads.serving.asgi_service import CHAT
 from unit.plinth_workloads.serving.fake_engine import FakeEngine
+from unit.plinth_workloads.serving.tiny_model import make_engine, make_tokenizer
 
 pytestmark = pytest.mark.anyio
 
@@ -109,6 +111,17 @@ async def test_a_client_that_reads_a_byte_at_a_time_holds_up_nobody():
             assert await is_answered(http)
             assert slow.num_running == 0, "a row does not wait for its client"
             writer.close()
+
+
+async def test_a_model_without_a_chat_template_says_so_and_completes():
+    engine = make_engine(tokenizer=make_tokenizer(chat_template=None))
+    async with listening(engine) as (served, _, http):
+        refused = await http.post("/v1/chat/completions", json={"model": "m", "messages": CHAT})
+        assert await is_answered(http)
+        await served.close()
+    error = refused.json()["error"]
+    assert (refused.status_code, error["code"]) == (400, "invalid_prompt")
+    assert "has no chat template" in error["message"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
