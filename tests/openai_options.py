@@ -6,7 +6,12 @@ from typing import Any
 
 import openai
 
-SCHEMA = {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}}, "required": ["kind"]}
+SCHEMA = {
+    "type": "object",
+    "properties": {"kind": {"enum": ["a", "b"]}},
+    "required": ["kind"],
+    "additionalProperties": False,
+}
 TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
 CHAT = [{"role": "user", "content": "Write a docstring for this Python code.\n\ndef close(self):"}]
 

@@ -4,11 +4,17 @@ import json
 import random
 from typing import Any
 
+import httpx
+import openai
 import pytest
 
 from label_runs import kinds_of_tokens, lines_of_modules, majority_share, make_base, make_task_run
 from objective_runs import validation_batches, write_docstrings
-from training import open_alone
+from plinth_workloads.serving.encoder_engine import EncoderEngine
+from plinth_workloads.serving.text_models import load_text_model
+from plinth_workloads.train.export import export_model
+from served_here import NAME, service_here
+from training import ALONE, open_alone
 from training_laws import assert_passes_change_nothing, assert_stopping_changes_nothing
 
 pytestmark = pytest.mark.integration
@@ -48,7 +54,7 @@ def rows_for(task, folder, *, every=1):
 @pytest.mark.parametrize(
     ("method", "steps", "learning_rate"), [({"full": {}}, 60, 5e-3), ({"lora": {"r": 16}}, 150, 3e-3)]
 )
-def test_modules_are_told_apart_by_their_lines_better_than_by_the_most_frequent(
+def test_modules_are_told_apart_by_their_lines_better_than_by_the_most_frequent_also_when_served(
     tmp_path, bases, method, steps, learning_rate
 ):
     rows = lines_of_modules()
@@ -73,6 +79,22 @@ def test_modules_are_told_apart_by_their_lines_better_than_by_the_most_frequent(
     assert majority_share([row["label"] for row in rows]) == pytest.approx(1 / 3)
     assert found["accuracy"] > 0.55
     assert found["macroF1"] > 0.5
+    export_model(run, session.model, session.data.tokenizer, ALONE, tmp_path / "served")
+    assert_served(run, tmp_path / "served", rows[::4])
+
+
+def assert_served(run, folder, rows):
+    """A service of the exported classifier tells them apart as well."""
+    options = {"device": "cpu", "tracking_uri": run.tracking.uri, "cache_dir": folder.parent}
+    with service_here(lambda: EncoderEngine(load_text_model(folder, "the export", "classify", **options))) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="local", max_retries=0)
+        body = {"model": NAME, "input": [row["text"] for row in rows]}
+        answer = client.post("/classify", body=body, cast_to=httpx.Response).json()["data"]
+        with pytest.raises(openai.BadRequestError, match="ask /v1/classify"):
+            client.embeddings.create(model=NAME, input="a")
+    found = [one["label"] for one in answer]
+    assert [sum(one["probs"]) for one in answer] == pytest.approx([1] * len(rows), abs=1e-4)
+    assert sum(label == row["label"] for label, row in zip(found, rows, strict=True)) > 0.55 * len(rows)
 
 
 def test_kinds_of_tokens_are_found_far_better_than_the_most_frequent(tmp_path, bases):

@@ -260,13 +260,20 @@ def test_prompts_and_messages_come_in_all_forms(demo):
     assert demo.client.models.retrieve("pycode").max_model_len > 0
     with pytest.raises(openai.NotFoundError, match="this service serves 'pycode', 'misfit'"):
         demo.client.models.retrieve("another")
-    with pytest.raises(openai.BadRequestError, match="ask /v1/completions"):
+    with pytest.raises(openai.BadRequestError, match="ask /v1/chat/completions or /v1/completions"):
         demo.client.embeddings.create(model="pycode", input="a")
     with pytest.raises(openai.BadRequestError, match="tools"):
         chat(demo.client, "pycode", tools=[TOOL], tool_choice="required")
 
 
-PROMPTS = ["import os\n", "def close(self):\n    ", "class Reader:\n    def __init__(self, ", "return ", "x" * 40]
+BEGINNING = "def read(path, mode):\n    with open(path, mode) as file:\n        return file.read().splitlines()\n\n\n"
+PROMPTS = [
+    "import os\n",
+    "return ",
+    BEGINNING,
+    f"{BEGINNING}class Reader:\n    def ",
+    f"{BEGINNING}def close(self):\n    ",
+]
 
 
 def generated(model, tokenizer, prompt):
@@ -283,7 +290,7 @@ def test_answers_are_what_generate_says_alone_together_again_and_with_an_adapter
     expected = {
         (name, prompt): generated(model, tokenizer, prompt) for name, model in models.items() for prompt in PROMPTS
     }
-    assert len(set(expected.values())) > len(PROMPTS)
+    assert any(expected[NAME, prompt] != expected["docstrings", prompt] for prompt in PROMPTS)
     tokenizer.chat_template = TOOL_TEMPLATE
     adapter = fetch_model("models:/pycode-docstrings/1", tracking_uri=demo.uri, cache_dir=tmp_path)
     with service_here(lambda: TorchEngine(base, tokenizer), {"docstrings": adapter}) as url:

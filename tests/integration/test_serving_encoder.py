@@ -71,6 +71,28 @@ def test_a_text_has_the_same_vector_alone_and_among_others_in_both_formats(url, 
     assert np.frombuffer(base64.b64decode(encoded), "<f4").tolist() == as_numbers
 
 
+def test_inputs_come_as_token_ids_as_well(client):
+    ids = [101, 1037, 2158, 102]
+    together = vectors(client, [ids, ids[:3]])
+    np.testing.assert_allclose(together[0], vectors(client, ids)[0], rtol=0, atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dimensions", 385), ("dimensions", 0), ("encoding_format", "int8"), ("input", []), ("input", ["a", ""])],
+)
+def test_what_cannot_be_is_refused_by_its_name(client, name, value):
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.embeddings.create(**{"model": "tiny", "input": "a", "encoding_format": "float", name: value})
+    assert (raised.value.param or "").split(".")[0] == name, raised.value
+
+
+def test_another_model_is_not_there(client):
+    with pytest.raises(openai.NotFoundError, match="this service serves 'tiny'"):
+        client.embeddings.create(model="other", input="a")
+
+
 def test_a_text_that_is_too_long_is_refused(client):
     with pytest.raises(openai.BadRequestError) as raised:
         client.embeddings.create(model="tiny", input=["a", "word " * 300])
