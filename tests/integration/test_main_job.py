@@ -304,9 +304,11 @@ def test_answers_are_what_generate_says_alone_together_again_and_with_an_adapter
             return float(re.search(r"^plinth_prefix_cache_hits_total\S* (\S+)", scrape, re.MULTILINE)[1])
 
         alone, before = {asked: said(asked) for asked in expected}, reused()
+        last = next(reversed(expected))
+        assert said(last) == expected[last]
+        assert reused() > before, "its beginning was not read again"
         with ThreadPoolExecutor(len(expected)) as pool:
             together = dict(zip(expected, pool.map(said, expected), strict=True))
-        assert reused() > before
         assert together == alone == expected
         look = {"type": "function", "function": {"name": "look"}}
         for choice in (look, "required"):
