@@ -36,8 +36,8 @@ def make_slow_model():
     """As `make_model`, and many times its work."""
     config = LlamaConfig(
         vocab_size=257,
-        hidden_size=512,
-        intermediate_size=2048,
+        hidden_size=256,
+        intermediate_size=1024,
         num_hidden_layers=16,
         num_attention_heads=4,
         max_position_embeddings=CONTEXT_LENGTH,
