@@ -67,6 +67,7 @@ HANDLED = {
     "cpus": "ray_actor_options",
     "scaling": "num_replicas, autoscaling_config",
     "apiKeysDir": "the front",
+    "model.candidate": "refused before: spec.rollout.canary",
     "workDir": "the replica, which fetches",
 }
 """What becomes of each field of the serving document under vLLM."""
