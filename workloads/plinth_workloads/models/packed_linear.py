@@ -8,7 +8,8 @@ no public interface, they are tried first, and left alone where they are missing
 
 import functools
 import logging
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,13 @@ logger = logging.getLogger(__name__)
 _USUAL_TOKENS = 32
 """For which the layout is chosen; for others it is as good, but for one token, where it loses little."""
 
+_NUMS_TOKENS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""What is multiplied at once; other numbers are filled up, larger ones divided. For each number of tokens and shape of
+weights that it has met oneDNN keeps half a megabyte of code, up to a thousand times."""
+
+_NUM_PREPARED = _NUMS_TOKENS.index(128) + 1
+"""For so many of these the code is made at once, so that requests find it; making it takes a millisecond each."""
+
 _TOLERANCE = 1e-3
 """Of the largest number; what adds in another order differs by far less."""
 
@@ -28,7 +36,17 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """As nn.Linear: (..., in) to (..., out)."""
-        return _linear(input, self.weight, self.bias)
+        num_tokens = input.numel() // self.in_features
+        if num_tokens in _NUMS_TOKENS:
+            return _linear(input, self.weight, self.bias)
+        parts = [self._filled_up(part_NI) for part_NI in input.reshape(-1, self.in_features).split(_NUMS_TOKENS[-1])]
+        output_NO = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return output_NO.view(*input.shape[:-1], self.out_features)
+
+    def _filled_up(self, input_NI: Tensor) -> Tensor:
+        num_tokens = len(input_NI)
+        wanted = _NUMS_TOKENS[bisect_left(_NUMS_TOKENS, num_tokens)]
+        return _linear(F.pad(input_NI, (0, 0, 0, wanted - num_tokens)), self.weight, self.bias)[:num_tokens]
 
 
 def pack_linear_layers(model: nn.Module, probe: Callable[[], Tensor]) -> None:
@@ -50,12 +68,20 @@ def pack_linear_layers(model: nn.Module, probe: Callable[[], Tensor]) -> None:
         layer.__class__ = PackedLinear
     difference = _difference(probe, expected)
     if difference is None:
+        _prepare(layers)
         logger.info("%d linear layers are packed for oneDNN", len(layers))
         return
     logger.info("%s is not packed for oneDNN: %s", type(model).__name__, difference)
     for layer in layers:
         layer.weight = nn.Parameter(layer.weight.detach().to_dense(), requires_grad=False)
         layer.__class__ = nn.Linear
+
+
+@torch.inference_mode()
+def _prepare(layers: Sequence[nn.Linear]) -> None:
+    for layer in {(layer.in_features, layer.out_features, layer.bias is None): layer for layer in layers}.values():
+        for num_tokens in _NUMS_TOKENS[:_NUM_PREPARED]:
+            layer(torch.zeros(num_tokens, layer.in_features))
 
 
 def _difference(probe: Callable[[], Tensor], expected: Tensor) -> str | None:

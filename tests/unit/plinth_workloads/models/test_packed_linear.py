@@ -53,7 +53,7 @@ def test_a_packed_model_gives_the_same_and_trains_its_embedding_as_before() -> N
     torch.testing.assert_close(probe_of(model), expected)
 
 
-@pytest.mark.parametrize("shape", [(16,), (1, 16), (33, 16), (2, 5, 16), (0, 16)])
+@pytest.mark.parametrize("shape", [(16,), (1, 16), (33, 16), (2, 5, 16), (0, 16), (512, 16), (513, 16), (3, 400, 16)])
 def test_any_shape_of_inputs_is_taken(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 24))
@@ -64,6 +64,24 @@ def test_any_shape_of_inputs_is_taken(shape: tuple[int, ...]) -> None:
         made = model(given)
     assert isinstance(model[0], PackedLinear)
     torch.testing.assert_close(made, expected)
+
+
+def test_few_numbers_of_tokens_are_ever_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 24))
+    with torch.inference_mode():
+        pack_linear_layers(model, lambda: model(torch.ones(1, 16)))
+        met: set[int] = set()
+        multiply = packed_linear._linear
+
+        def noting(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            met.add(input.numel() // 16)
+            return multiply(input, weight, bias)
+
+        monkeypatch.setattr(packed_linear, "_linear", noting)
+        for num_tokens in range(1, 1200):
+            assert len(model(torch.zeros(num_tokens, 16))) == num_tokens
+    assert met == set(packed_linear._NUMS_TOKENS)
 
 
 def test_hooks_stay() -> None:
