@@ -31,7 +31,7 @@ MODELS = ("first", "second")
 """Two folders with the same weights, so that answers are the same whichever is in service."""
 BROKEN = "broken"
 ADAPTERS = ("docs", "tests")
-MAX_BATCH, MAX_WAITING = 8, 32
+MAX_BATCH, MAX_WAITING = 8, 56
 KEEP_ALIVE_SECONDS = 90
 """As Ray Serve's proxy; with uvicorn's own 5 a client may write into a connection that is being closed."""
 LIMITS = ServeLimits(max_body_bytes=64 * 1024, max_output_tokens=100, request_timeout_seconds=120)
