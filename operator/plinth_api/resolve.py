@@ -64,6 +64,8 @@ class ResolveSettings:
         tags: Tags of the MLflow run and of the model version.
         api_keys_dir: Folder with the API keys of a service that asks for some; None where nothing puts them there.
         has_vllm: Whether services may be given vLLM here.
+        model_cache_dir: Folder of models that services share; None for one in the work folder.
+        model_cache_bytes: What it may hold; None for what its volume has.
     """
 
     uid: str
@@ -77,6 +79,8 @@ class ResolveSettings:
     tags: Mapping[str, str] = field(default_factory=dict)
     api_keys_dir: str | None = None
     has_vllm: bool = False
+    model_cache_dir: str | None = None
+    model_cache_bytes: int | None = None
 
 
 def spec_hash(resource: Resource) -> str:
@@ -177,6 +181,8 @@ def resolve_serve_run(service: ModelService, settings: ResolveSettings, versions
             target_ongoing_requests=spec.scaling.target_ongoing_requests,
         ),
         api_keys_dir=settings.api_keys_dir if spec.access.api_key_secret_ref else None,
+        model_cache_dir=settings.model_cache_dir,
+        model_cache_bytes=settings.model_cache_bytes,
         work_dir=settings.work_dir,
     )
 

@@ -276,4 +276,15 @@ class ServeRun(ApiModel):
     api_keys_dir: str | None = Field(
         default=None, description="apiKeysDir has a key in each file; without it none is asked for."
     )
+    model_cache_dir: str | None = Field(
+        default=None, description="modelCacheDir keeps downloaded models for all who have it; without it workDir does."
+    )
+    model_cache_bytes: int | None = Field(
+        default=None, description="modelCacheBytes that it may hold; without it what its volume has."
+    )
     work_dir: str
+
+    @property
+    def models_dir(self) -> str:
+        """Folder of downloaded models."""
+        return self.model_cache_dir or f"{self.work_dir}/models"

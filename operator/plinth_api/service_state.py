@@ -86,6 +86,20 @@ class CandidateState(StatusModel):
     candidate: VersionCounts = VersionCounts()
 
 
+class LoadState(StatusModel):
+    """How far the loading of a version is.
+
+    Attributes:
+        phase: fetching, loading or warmingUp.
+        done_bytes: Of the files that are fetched.
+        total_bytes: Of all of them; 0 while that is not known.
+    """
+
+    phase: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
 class ServiceState(StatusModel):
     """One replica; counts are since it started. In wire form what is None is left out.
 
@@ -98,6 +112,7 @@ class ServiceState(StatusModel):
         load_error: Why the wanted version is not in service.
         held: What requests wait for at the moment; None while they do not.
         candidate: The version that is tried beside it, if any.
+        loading: How far its loading is; None while nothing is loaded.
         adapters: Those that are wanted.
         prompt_hash: Which beginning of chats is in service; empty for none.
         api_keys: How many keys are accepted; None where none is asked for.
@@ -117,6 +132,7 @@ class ServiceState(StatusModel):
     load_error: str | None = None
     held: str | None = None
     candidate: CandidateState | None = None
+    loading: LoadState | None = None
     adapters: tuple[AdapterState, ...] = ()
     prompt_hash: str = ""
     api_keys: int | None = None

@@ -4,9 +4,17 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from plinth_api.quantity import parse_quantity
 
 _PREFIX = "PLINTH_"
+
+
+def _size(text: str) -> str:
+    if text and parse_quantity(text) < 1:
+        raise ValueError("must be a number of bytes such as 500Gi")
+    return text
 
 
 class Settings(BaseModel):
@@ -41,6 +49,15 @@ class Settings(BaseModel):
     )
     storage_claim: str = Field(
         default="plinth", description="The claim, in the job's namespace, for jobs that name no checkpoint.uri."
+    )
+    model_cache_claim: str = Field(
+        default="",
+        description="The claim, in the namespace of a service, that keeps downloaded models for all replicas of all "
+        "services there; empty for a cache of each pod's own, which ends with it.",
+    )
+    model_cache_size: Annotated[str, AfterValidator(_size)] = Field(
+        default="",
+        description="What a model cache may hold, 500Gi for instance; empty for what its volume has, less a twentieth.",
     )
     queue_name: str = Field(default="", description="Kueue LocalQueue of jobs that name none; empty for none.")
     network_policies: bool = Field(default=True, description="Whether every Ray cluster gets a NetworkPolicy.")

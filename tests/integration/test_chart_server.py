@@ -12,7 +12,8 @@ from charts import MLFLOW, rendered
 from plinth_api.run import RunTracking
 from plinth_operator.mlflow import Mlflow, MlflowDenied
 from plinth_workloads.errors import UserError
-from plinth_workloads.tracking import Tracker, download, open_client, resolve_alias
+from plinth_workloads.tracking import Tracker, open_client, resolve_alias
+from plinth_workloads.tracking_files import download
 
 pytestmark = pytest.mark.integration
 

@@ -10,7 +10,9 @@ from mlflow import MlflowClient
 
 from plinth_api.run import RunTracking
 from plinth_workloads.errors import UserError
-from plinth_workloads.tracking import Tracker, download, resolve_alias
+from plinth_workloads.models.fetch import fetch_model
+from plinth_workloads.tracking import Tracker, resolve_alias
+from plinth_workloads.tracking_files import download, remote_files
 from plinth_workloads.train.session import run_training
 from servers import MlflowServer, free_port
 from training import make_train_run
@@ -108,6 +110,27 @@ def test_a_version_is_registered_once_and_found_by_its_alias(server, tmp_path):
     assert (download(server.uri, version.uri, tmp_path / "copy") / "config.json").read_text() == "{}"
 
 
+def test_where_the_files_of_a_version_are_and_how_large_is_told_before_they_are_downloaded(server, tmp_path):
+    (tmp_path / "model" / "deep").mkdir(parents=True)
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "deep" / "vocab.txt").write_text("w" * 1000)
+    tracker = Tracker(tracking(server.uri, "files"))
+    tracker.log_folder(tmp_path / "model", "model")
+    version = tracker.register("first", "model", {})
+    tracker.close("FINISHED")
+    MlflowClient(server.uri, server.uri).copy_model_version(version.uri, "renamed")
+    told = remote_files(server.uri, version.uri)
+    assert told.sizes == {"config.json": 2, "deep/vocab.txt": 1000}
+    assert remote_files(server.uri, "models:/renamed/1") == told
+    assert remote_files(server.uri, f"runs:/{tracker.run_id}/model").sizes == told.sizes
+    first, renamed = (
+        fetch_model(uri, tracking_uri=server.uri, cache_dir=tmp_path / "cache")
+        for uri in (version.uri, "models:/renamed/1")
+    )
+    assert first == renamed
+    assert (first / "deep" / "vocab.txt").read_text() == "w" * 1000
+
+
 GATED = {
     "evaluation": {"gate": [{"metric": "perplexity", "max": 1.001}]},
     "output": {"model": "gated", "alias": "champion"},
@@ -171,6 +194,8 @@ def test_a_version_that_does_not_exist_is_a_sentence(server, tmp_path):
     with pytest.raises(UserError, match=r"models:/tiny/99 is not in the registry") as error:
         download(server.uri, "models:/tiny/99", tmp_path)
     assert error.value.reason == "ModelNotFound"
+    with pytest.raises(UserError, match=r"models:/tiny/99 is not in the registry"):
+        remote_files(server.uri, "models:/tiny/99")
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ class Home:
             checkpoint_root=str(self.path / "checkpoints"),
             work_dir=str(self.path / "runs" / uid),
             tracking_uri=self.tracking_uri,
+            model_cache_dir=str(self.path / "models"),
             tags={"mlflow.source.git.commit": commit} if commit else {},
         )
 

@@ -20,7 +20,7 @@ from plinth_api.run import RunTracking
 from plinth_api.run_tags import UID
 from plinth_api.uris import registry_parts
 from plinth_workloads.errors import UserError
-from plinth_workloads.tracking_errors import is_not_ones_own, is_outage, reaching, refusal_of
+from plinth_workloads.tracking_errors import is_not_ones_own, reaching
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
@@ -91,37 +91,6 @@ def resolve_alias(tracking_uri: str, uri: str) -> ModelVersion | None:
                 return None
             raise
     return ModelVersion(found.name, str(found.version))
-
-
-def download(tracking_uri: str, uri: str, folder: Path) -> Path:
-    """Download models:/name/3 or runs:/id/path.
-
-    Returns:
-        The folder with the files.
-
-    Raises:
-        UserError: ModelNotFound, TrackingUnavailable or TrackingDenied.
-    """
-    with reaching(tracking_uri):
-        import requests
-        from mlflow.artifacts import download_artifacts
-        from mlflow.exceptions import MlflowException
-
-        open_client(tracking_uri)
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            return Path(download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking_uri))
-        except MlflowException as error:
-            if is_outage(error) or (refusal_of(error) and not is_not_ones_own(error)):
-                raise
-            foreign = ", or is not for who asks to read" if is_not_ones_own(error) else ""
-            raise UserError(
-                "ModelNotFound", f"{uri} is not in the registry of {tracking_uri}{foreign}: {error.message}"
-            ) from error
-        except requests.exceptions.RequestException:  # an OSError too
-            raise
-        except OSError as error:
-            raise UserError("ModelNotFound", f"{uri} cannot be downloaded: {error}") from error
 
 
 class Tracker:

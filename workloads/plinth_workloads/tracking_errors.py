@@ -46,6 +46,26 @@ def reaching(uri: str, *, secret: str | None = None, was_let_in: bool = False) -
         raise UserError("TrackingUnavailable", _unreachable(uri, error)) from error
 
 
+@contextlib.contextmanager
+def looking_for(uri: str, tracking_uri: str) -> Iterator[None]:
+    """Within `reaching`: turn what MLflow answers where it does not have `uri` into one sentence.
+
+    Raises:
+        UserError: ModelNotFound.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if is_outage(error) or (refusal_of(error) and not is_not_ones_own(error)):
+            raise
+        foreign = ", or is not for who asks to read" if is_not_ones_own(error) else ""
+        raise UserError(
+            "ModelNotFound", f"{uri} is not in the registry of {tracking_uri}{foreign}: {error.message}"
+        ) from error
+
+
 def is_outage(error: Exception) -> bool:
     """Whether MLflow did not answer, as opposed to having answered with a refusal."""
     message = str(error)

@@ -5,13 +5,14 @@ A service has no ConfigMap: its document travels in the configuration of Ray Ser
 
 from plinth_api.model_service import ModelService
 from plinth_api.parse import Job, Resource
+from plinth_api.quantity import parse_quantity
 from plinth_api.resolve import ResolveSettings
 from plinth_api.run import TrainRun
 from plinth_api.uris import mounted
 from plinth_operator.constants import CLUSTER_TAG, UID_TAG
 from plinth_operator.facts import Manifest
 from plinth_operator.plan.metadata import child_metadata, child_name, namespace_of, sealed, uid_of
-from plinth_operator.plan.paths import API_KEYS_FOLDER, RUN_KEY, SERVICE_WORK_DIR, VOLUME_ROOT
+from plinth_operator.plan.paths import API_KEYS_FOLDER, MODEL_CACHE_DIR, RUN_KEY, SERVICE_WORK_DIR, VOLUME_ROOT
 from plinth_operator.plan.storage import uses_platform_storage
 from plinth_operator.settings import Settings
 
@@ -36,6 +37,8 @@ def resolve_settings_for(resource: Resource, settings: Settings, run_id: str | N
         run_id=run_id,
         api_keys_dir=API_KEYS_FOLDER,
         has_vllm=bool(settings.vllm_image),
+        model_cache_dir=MODEL_CACHE_DIR if settings.model_cache_claim else None,
+        model_cache_bytes=int(parse_quantity(settings.model_cache_size)) if settings.model_cache_size else None,
         tags={
             UID_TAG: uid,
             CLUSTER_TAG: settings.cluster_name,

@@ -20,9 +20,11 @@ _CHECKPOINT = "spec.checkpoint.uri"
 
 
 def claims_of(resource: Resource, settings: Settings) -> tuple[str, ...]:
-    """Every claim that the pods of a resource mount: those of pvc:// URIs, of volumes, and the default storage."""
+    """Every claim that the pods of a resource mount: pvc:// URIs, volumes, storage of jobs, cache of models."""
     claims = {volume.claim_name for volume in resource.spec.compute.volumes or ()} | set(uri_claims(resource))
-    if not isinstance(resource, ModelService) and uses_platform_storage(resource):
+    if isinstance(resource, ModelService):
+        claims |= {settings.model_cache_claim} - {""}
+    elif uses_platform_storage(resource):
         claims.add(settings.storage_claim)
     return tuple(sorted(claims))
 

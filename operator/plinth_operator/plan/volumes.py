@@ -1,7 +1,7 @@
 """What a pod of a Ray cluster mounts: claims, the run document, and folders that it may write to.
 
 Claims are mounted where they are needed: a volume that one node can attach at a time should not tie a head to it. Only
-the claim with the checkpoints is writable.
+the claims with the checkpoints and of the model cache are writable.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,14 @@ from typing import Any, Literal
 
 from plinth_api.model_service import ModelService
 from plinth_api.parse import Resource
-from plinth_operator.plan.paths import API_KEYS_FOLDER, CACHE_DIR, RUN_FOLDER, SERVICE_WORK_DIR, VOLUME_ROOT
+from plinth_operator.plan.paths import (
+    API_KEYS_FOLDER,
+    CACHE_DIR,
+    MODEL_CACHE_DIR,
+    RUN_FOLDER,
+    SERVICE_WORK_DIR,
+    VOLUME_ROOT,
+)
 from plinth_operator.plan.storage import checkpoint_claim, uri_claims
 from plinth_operator.settings import Settings
 
@@ -57,6 +64,8 @@ def pod_volumes(resource: Resource, role: Role, *, settings: Settings, run_confi
         volumes.append({"name": "api-keys", "secret": secret})
         mounts.append({"name": "api-keys", "mountPath": API_KEYS_FOLDER, "readOnly": True})
     claim_mounts = [*_uri_mounts(resource, role, settings), *_volume_mounts(resource)]
+    if role == "worker" and isinstance(resource, ModelService) and settings.model_cache_claim:
+        claim_mounts.append((settings.model_cache_claim, {"mountPath": MODEL_CACHE_DIR}))
     names = {claim: f"claim-{i}" for i, claim in enumerate(sorted({claim for claim, _ in claim_mounts}))}
     volumes += [{"name": name, "persistentVolumeClaim": {"claimName": claim}} for claim, name in names.items()]
     mounts += [{"name": names[claim], **mount} for claim, mount in claim_mounts]

@@ -1,13 +1,15 @@
-"""From a model's URI to a folder on this machine's disk."""
+"""From a model's URI to a folder on this machine's disk: the place it is at is asked, the cache has the files."""
 
-import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 
-from filelock import FileLock
-
 from plinth_api.uris import scheme_of
-from plinth_workloads import tracking
+from plinth_workloads import tracking_files
 from plinth_workloads.errors import UserError
+from plinth_workloads.models.model_cache import Download, ModelCache
+from plinth_workloads.models.model_load import current_load
 
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
@@ -18,10 +20,10 @@ def fetch_model(uri: str, *, tracking_uri: str, cache_dir: Path) -> Path:
     Args:
         uri: models:/name/3, runs:/id/path, hf://org/name@revision or file:///path.
         tracking_uri: The MLflow that models:/ and runs:/ speak of.
-        cache_dir: Where downloads are kept.
+        cache_dir: Where downloads are kept, by whichever processes.
 
     Raises:
-        UserError: ModelNotFound, AccessDenied, TrackingUnavailable or TrackingDenied.
+        UserError: ModelNotFound, ModelLoadFailed, AccessDenied, TrackingUnavailable or TrackingDenied.
     """
     scheme = scheme_of(uri)
     if scheme == "file":
@@ -31,28 +33,64 @@ def fetch_model(uri: str, *, tracking_uri: str, cache_dir: Path) -> Path:
                 "ModelNotFound", f"{uri} is not a folder; check the path, and that the volume holds the model"
             )
         return folder
+    load = current_load()
+    cache = ModelCache(cache_dir, max_bytes=load.max_cache_bytes if load else None)
     if scheme == "hf":
-        return _fetch_from_hub(uri, cache_dir)
-    folder = cache_dir / hashlib.sha256(f"{tracking_uri} {uri}".encode()).hexdigest()[:16]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        marker = folder / "complete"
-        if not marker.exists():
-            marker.write_text(str(tracking.download(tracking_uri, uri, folder / "files")))
-        return Path(marker.read_text())
+        return _from_hub(uri, cache)
+    # A version, or the files of a run, stay what they are: MLflow need not be asked again.
+    name = f"{tracking_uri} {uri}"
+    return cache.known(name) or _from_mlflow(uri, tracking_uri, name, cache)
 
 
-def _fetch_from_hub(uri: str, cache_dir: Path) -> Path:
-    from huggingface_hub import snapshot_download
+def _from_mlflow(uri: str, tracking_uri: str, name: str, cache: ModelCache) -> Path:
+    files = tracking_files.remote_files(tracking_uri, uri)
+
+    def into(folder: Path) -> Path:
+        return tracking_files.download(tracking_uri, uri, folder)
+
+    return cache.add(name, Download(uri, f"{tracking_uri} {files.source}", into, files.sizes))
+
+
+def _from_hub(uri: str, cache: ModelCache) -> Path:
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    model, _, revision = uri.removeprefix("hf://").partition("@")
+    with _hub_errors(uri):
+        try:
+            info = HfApi().model_info(model, revision=revision or None, files_metadata=True)
+        except (GatedRepoError, RepositoryNotFoundError):
+            raise
+        except (HfHubHTTPError, OSError):
+            # What was there the last time does where the hub is away.
+            if (folder := cache.known(uri)) is not None:
+                return folder
+            raise
+        sizes = {
+            one.rfilename: one.size or 0
+            for one in info.siblings or ()
+            if any(fnmatch(one.rfilename, pattern) for pattern in _HUB_PATTERNS)
+        }
+
+        def into(folder: Path) -> Path:
+            return Path(
+                snapshot_download(model, revision=info.sha, local_dir=folder / "files", allow_patterns=_HUB_PATTERNS)
+            )
+
+        return cache.add(uri, Download(uri, f"hf://{model}@{info.sha}", into, sizes))
+
+
+@contextmanager
+def _hub_errors(uri: str) -> Iterator[None]:
+    """Turn what the hub's client raises into one sentence.
+
+    Raises:
+        UserError: AccessDenied or ModelNotFound.
+    """
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    name, _, revision = uri.removeprefix("hf://").partition("@")
     try:
-        return Path(
-            snapshot_download(
-                name, revision=revision or None, cache_dir=cache_dir / "hub", allow_patterns=_HUB_PATTERNS
-            )
-        )
+        yield
     except GatedRepoError as error:
         raise UserError(
             "AccessDenied", f"{uri} is gated; put a token that may read it into secretRef as HF_TOKEN"

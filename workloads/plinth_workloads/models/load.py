@@ -12,9 +12,11 @@ from plinth_workloads.models.adapters import adapter_base_uri, attach, with_adap
 from plinth_workloads.models.catalog import CAUSAL_LM, check_positions, model_class, new_config
 from plinth_workloads.models.fetch import fetch_model
 from plinth_workloads.models.heads import check_same_labels, labels_of
+from plinth_workloads.models.model_load import LoadStep, current_load
 from plinth_workloads.models.tasks import task_of
 from plinth_workloads.models.tokenizers import load_tokenizer
 from plinth_workloads.models.virtual_tokens import num_virtual_tokens
+from plinth_workloads.models.weight_files import check_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -103,8 +105,12 @@ def load_model(
     new_head: bool = False,
     tracking_uri: str,
     cache_dir: Path,
+    device: str = "cpu",
 ) -> "PreTrainedModel":
-    """The model in a folder, in fp32; an adapter's base is fetched by the URI that it names, and takes it in.
+    """The model in a folder; an adapter's base is fetched by the URI that it names, and takes it in.
+
+    On a CPU it is in fp32. On a GPU each tensor goes there as it is read, in the type that its file has: the host holds
+    a few of them at a time, never the model. What takes an adapter in is made in fp32 on the host first.
 
     Args:
         folder: Of the model or adapter.
@@ -114,6 +120,7 @@ def load_model(
         new_head: Make the head anew where the model's own is for other labels, which is an error otherwise.
         tracking_uri: Where an adapter's base is found.
         cache_dir: Where it is kept.
+        device: Where the weights are to be.
 
     Returns:
         A model whose attribute `new_weights` names the weights that no file had.
@@ -135,9 +142,11 @@ def load_model(
             tracking_uri=tracking_uri,
             cache_dir=cache_dir,
         )
-        return with_adapter(base, folder)
-    if not list(folder.glob("*.safetensors")):
-        raise UserError("ModelLoadFailed", f"{uri} has no *.safetensors; other formats of weights are not loaded")
+        # Merged where it was trained: in fp32, on the host.
+        return with_adapter(base, folder).to(device)
+    num_bytes = check_weights(folder, uri)
+    if load := current_load():
+        load.tell(LoadStep("loading", total_bytes=num_bytes))
     try:
         model: PreTrainedModel
         model, found = model_class(auto_class).from_pretrained(
@@ -145,7 +154,8 @@ def load_model(
             output_loading_info=True,
             # Only a head that is made anew may have another size; any other weight that does not fit is an error.
             ignore_mismatched_sizes=new_head and "id2label" in (implied or {}),
-            dtype=torch.float32,
+            dtype=torch.float32 if device == "cpu" else "auto",
+            device_map=None if device == "cpu" else {"": device},
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -162,8 +172,10 @@ def load_model(
     return model
 
 
-def load_for_inference(uri: str, *, tracking_uri: str, cache_dir: Path) -> tuple[Any, "PreTrainedTokenizerBase"]:
-    """A causal language model in evaluation mode, and its tokenizer.
+def load_for_inference(
+    uri: str, *, tracking_uri: str, cache_dir: Path, device: str = "cpu"
+) -> tuple[Any, "PreTrainedTokenizerBase"]:
+    """A causal language model in evaluation mode on a device, and its tokenizer; other arguments as of `load_model`.
 
     Raises:
         UserError: ModelNotFound, TrackingUnavailable, or ModelLoadFailed, also where it generates no text.
@@ -171,5 +183,5 @@ def load_for_inference(uri: str, *, tracking_uri: str, cache_dir: Path) -> tuple
     folder = fetch_model(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
     task_of(folder, uri, "generate")
     tokenizer = load_tokenizer(folder, uri)
-    model = load_model(folder, uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
+    model = load_model(folder, uri, tracking_uri=tracking_uri, cache_dir=cache_dir, device=device)
     return model.eval(), tokenizer

@@ -19,7 +19,7 @@ def fetch_adapter(run: ServeRun, uri: str, model_uri: str) -> Path:
     Raises:
         UserError: As `fetch_model`, and ModelLoadFailed where it was trained for another registered model.
     """
-    folder = fetch_model(uri, tracking_uri=run.tracking_uri, cache_dir=Path(run.work_dir) / "models")
+    folder = fetch_model(uri, tracking_uri=run.tracking_uri, cache_dir=Path(run.models_dir))
     base = adapter_base_uri(folder) or ""
     if base != model_uri and base.startswith("models:/") and model_uri.startswith("models:/"):
         raise UserError("ModelLoadFailed", f"{uri} was trained for {base}, and {model_uri} is served")

@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from plinth_api.quantity import whole_cpus
 from plinth_api.run import ServeModel, ServeRun
+from plinth_workloads.models.model_load import ModelLoad, following
 from plinth_workloads.serving.api_keys import ApiKeys
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.engine import ModelEngine
@@ -82,10 +83,12 @@ class Replica:
     def __init__(self, run: dict[str, Any]) -> None:
         """Take a ServeRun in wire form; nothing is loaded before `reconfigure`."""
         self._run = ServeRun.from_wire(run)
+        load = ModelLoad(max_cache_bytes=self._run.model_cache_bytes)
         self._served = ServedModel(
-            partial(_make_engine, self._run),
+            partial(_make_engine, self._run, load),
             fetch_adapter=partial(_fetch_adapter, self._run),
-            room_for=partial(_room_for, self._run),
+            room_for=partial(_room_for, self._run, load),
+            load=load,
         )
         keys = ApiKeys(Path(self._run.api_keys_dir)) if self._run.api_keys_dir else None
         self.asgi = build_asgi(self._served, name=self._run.name, keys=keys, front_repeats_ids=True)
@@ -124,24 +127,30 @@ def _fetch_adapter(run: ServeRun, uri: str, model_uri: str) -> Path:
     return fetch_adapter(run, uri, model_uri)
 
 
-def _room_for(run: ServeRun, uri: str) -> Room:
+def _room_for(run: ServeRun, load: ModelLoad, uri: str) -> Room:
     import torch
 
     from plinth_workloads.machine_memory import free_bytes
     from plinth_workloads.models.adapters import adapter_base_uri
     from plinth_workloads.models.fetch import fetch_model
 
-    fetch = partial(fetch_model, tracking_uri=run.tracking_uri, cache_dir=Path(run.work_dir) / "models")
-    folder = fetch(uri)
+    fetch = partial(fetch_model, tracking_uri=run.tracking_uri, cache_dir=Path(run.models_dir))
+    with following(load):
+        folder = fetch(uri)
+        base_uri = adapter_base_uri(folder)
+        folders = (folder, fetch(base_uri)) if base_uri else (folder,)
     gc.collect()
-    base_uri = adapter_base_uri(folder)
-    folders = (folder, fetch(base_uri)) if base_uri else (folder,)
-    # A model is loaded into the host's memory before it goes to a GPU.
-    devices = ("cpu", "cuda") if run.gpus else ("cpu",)
+    # What takes an adapter in is made on the host; everything else goes to a GPU as it is read.
+    devices = (("cpu", "cuda") if base_uri else ("cuda",)) if run.gpus else ("cpu",)
     return Room(needed_bytes(*folders), min(free_bytes(torch.device(device)) for device in devices))
 
 
-def _make_engine(run: ServeRun, uri: str) -> ModelEngine:
+def _make_engine(run: ServeRun, load: ModelLoad, uri: str) -> ModelEngine:
+    with following(load):
+        return _loaded_engine(run, uri)
+
+
+def _loaded_engine(run: ServeRun, uri: str) -> ModelEngine:
     # Imported by replicas only: whoever deploys the application needs no torch.
     from plinth_workloads.machine_memory import free_bytes
     from plinth_workloads.models.fetch import fetch_model
@@ -153,19 +162,16 @@ def _make_engine(run: ServeRun, uri: str) -> ModelEngine:
 
     # Models have cycles: one that is given up takes its memory until they are looked for.
     gc.collect()
-    tracking_uri, cache_dir = run.tracking_uri, Path(run.work_dir) / "models"
+    tracking_uri, cache_dir, device = run.tracking_uri, Path(run.models_dir), "cuda" if run.gpus else "cpu"
     folder = fetch_model(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
     task = task_of(folder, uri, run.task)
     if task != "generate":
-        device = "cuda" if run.gpus else "cpu"
         return EncoderEngine(
             load_text_model(folder, uri, task, device=device, tracking_uri=tracking_uri, cache_dir=cache_dir)
         )
-    model, tokenizer = load_for_inference(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
-    if run.gpus:
-        model.to("cuda")
+    model, tokenizer = load_for_inference(uri, tracking_uri=tracking_uri, cache_dir=cache_dir, device=device)
     return TorchEngine(
-        model.eval(),
+        model,
         tokenizer,
         max_batch_size=MAX_BATCH_SIZE,
         max_waiting=MAX_WAITING,

@@ -155,6 +155,10 @@ class EncoderEngine:
             if self._last_pass_at < began:
                 raise GenerationFailed(f"no answer within {self._health_timeout_seconds:.0f} s") from error
 
+    async def warm_up(self) -> None:
+        """See Encoder. Nothing is made at first use but what one text needs."""
+        await self.check_health()
+
     def _check(self, rows: Sequence[Sequence[int]]) -> None:
         for number, row in enumerate(rows):
             if not row:

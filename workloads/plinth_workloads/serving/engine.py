@@ -238,6 +238,13 @@ class ModelEngine(Protocol):
             GenerationFailed: It did not; the message says why.
         """
 
+    async def warm_up(self) -> None:
+        """Return once the model has answered in each way that costs something the first time.
+
+        Raises:
+            GenerationFailed: It did not.
+        """
+
     def stats(self) -> EngineStats:
         """What the engine is busy with now."""
 

@@ -4,11 +4,13 @@ Enters: GET of kubelets, Serve, Prometheus and the operator. Leaves: names and n
 Needs no key and is not counted, which is why it stands apart from what clients ask.
 """
 
+from dataclasses import asdict
+
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
-from plinth_api.service_state import STATE_PATH, ServiceState
+from plinth_api.service_state import STATE_PATH, LoadState, ServiceState
 from plinth_workloads.serving.api_keys import ApiKeys
 from plinth_workloads.serving.engine import EngineStats, GenerationFailed
 from plinth_workloads.serving.metrics import ServiceMetrics
@@ -66,6 +68,7 @@ async def _health(served: ServedModel) -> JSONResponse:
 def _state(served: ServedModel, name: str, metrics: ServiceMetrics, keys: ApiKeys | None) -> ServiceState:
     engine = served.engine
     stats = engine.stats() if engine else EngineStats(running=0, waiting=0)
+    step = served.load.step
     return ServiceState(
         name=name,
         replica_id=served.replica_id,
@@ -75,6 +78,7 @@ def _state(served: ServedModel, name: str, metrics: ServiceMetrics, keys: ApiKey
         load_error=served.load_error,
         held=served.held,
         candidate=served.candidate.state(),
+        loading=LoadState(**asdict(step)) if step else None,
         adapters=served.adapter_states(),
         prompt_hash=served.prompt_hash,
         api_keys=None if keys is None else len(keys),

@@ -17,6 +17,7 @@ from plinth_api.model_service import PromptTemplate
 from plinth_api.run import ServeCandidate, ServeLimits
 from plinth_api.service_state import AdapterState
 from plinth_workloads.errors import UserError
+from plinth_workloads.models.model_load import LoadStep, ModelLoad
 from plinth_workloads.serving.brief_thread import in_brief_thread
 from plinth_workloads.serving.candidate import Candidate, LoadFailure, retired
 from plinth_workloads.serving.engine import Engine, GenerationFailed, ModelEngine
@@ -64,6 +65,7 @@ class ServedModel:
         candidate: The version that is tried beside the one in service.
         adapters: Those that are wanted beside the model.
         limits: What a request may ask for, whichever version answers; may be set at any time.
+        load: How far the loading is.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class ServedModel:
         fetch_adapter: FetchAdapter = _no_adapters,
         room_for: RoomFor | None = None,
         retry_seconds: tuple[float, ...] = _RETRY_SECONDS,
+        load: ModelLoad | None = None,
     ) -> None:
         self._make_engine, self._room_for = make_engine, room_for
         self.replica_id = uuid.uuid4().hex[:12]
@@ -90,6 +93,7 @@ class ServedModel:
         self._target_prompt: PromptTemplate | None = None
         self.target_uri = ""
         self.limits = ServeLimits()
+        self.load = load or ModelLoad()
 
     @property
     def prompt_hash(self) -> str:
@@ -327,9 +331,10 @@ class ServedModel:
     async def _started_engine(self, uri: str) -> ModelEngine:
         # A thread cannot be cancelled: shielded, so that the next load waits for the memory of this one.
         engine = await _finished(asyncio.create_task(in_brief_thread(self._make_engine, uri)))
+        self.load.tell(LoadStep("warmingUp"))
         await engine.start()
         try:
-            await engine.check_health()
+            await engine.warm_up()
         except GenerationFailed as error:
             await engine.stop()
             raise UserError("ModelLoadFailed", f"the model does not answer: {error}") from error

@@ -135,7 +135,9 @@ def load_text_model(
     """
     settings = read_sentence_settings(folder, uri)
     tokenizer = load_tokenizer(folder, uri)
-    model: Any = load_model(folder, uri, auto_class=_CLASSES[task], tracking_uri=tracking_uri, cache_dir=cache_dir)
+    model: Any = load_model(
+        folder, uri, auto_class=_CLASSES[task], tracking_uri=tracking_uri, cache_dir=cache_dir, device=device
+    )
     if not (folder / ADAPTER_CONFIG).exists():
         # What an adapter's base lacks, the adapter has; a pooler is no part of an embedding.
         missing = [name for name in model.new_weights if task == "classify" or not name.startswith("pooler.")]
@@ -143,7 +145,6 @@ def load_text_model(
             raise UserError("ModelLoadFailed", f"{uri} has no weights for {min(missing)}, which would be random")
     if task == "classify" and _kind_of(model.config) == "value" and model.config.num_labels > 1:
         raise UserError("ModelLoadFailed", f"{uri} gives a text {model.config.num_labels} values; one is served")
-    model.to(device)
     made = EmbeddingModel(model, tokenizer, settings) if task == "embed" else LabelModel(model, tokenizer)
     pack_linear_layers(made, made.some_output)
     return made

@@ -42,6 +42,7 @@ from plinth_workloads.serving.prompt_encoder import PromptEncoder
 from plinth_workloads.serving.slotted_batch import slotted_batch
 from plinth_workloads.serving.step_worker import StepWorker, Told
 from plinth_workloads.serving.structured_output import StructuredOutputs
+from plinth_workloads.serving.warm_up import warm_up_generation
 
 logger = logging.getLogger(__name__)
 
@@ -183,6 +184,11 @@ class TorchEngine:
         finally:
             probe.cancel()
             await asyncio.gather(probe, return_exceptions=True)
+
+    async def warm_up(self) -> None:
+        """See Engine."""
+        await self.check_health()
+        await warm_up_generation(self)
 
     async def _probe(self) -> None:
         request = GenerationRequest((self._encoder.first_id or 0,), SamplingParameters(max_tokens=1, temperature=0))

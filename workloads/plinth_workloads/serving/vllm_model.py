@@ -50,7 +50,7 @@ def fetch(run: ServeRun) -> tuple[FetchedModel, tuple[FetchedAdapter, ...]]:
             serves no model such as this.
     """
     uri = run.model.uri
-    folder = fetch_model(uri, tracking_uri=run.tracking_uri, cache_dir=Path(run.work_dir) / "models")
+    folder = fetch_model(uri, tracking_uri=run.tracking_uri, cache_dir=Path(run.models_dir))
     if adapter_base_uri(folder) is not None:
         what = f"{uri} is an adapter, which engine vllm serves beside its base model"
         raise UserError("ModelLoadFailed", f"{what}; name the base in spec.model and this in spec.adapters")

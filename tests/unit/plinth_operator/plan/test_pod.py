@@ -236,6 +236,15 @@ def test_replicas_read_models_and_the_head_of_a_service_needs_none():
     assert claims_of(head_of(service)) == {}
 
 
+def test_replicas_keep_models_on_the_claim_of_the_settings():
+    service, settings = make("ModelService"), SETTINGS.model_copy(update={"model_cache_claim": "models"})
+    assert claims_of(worker_of(service, settings)) == {"/mnt/plinth/models": ("models", False)}
+    assert claims_of(head_of(service, settings)) == {}
+    config = children_of(service, settings)["RayService"]["spec"]["serveConfigV2"]
+    assert "modelCacheDir: /mnt/plinth/models" in config
+    assert "modelCacheDir" not in children_of(service)["RayService"]["spec"]["serveConfigV2"]
+
+
 def test_secrets_are_named_once_each_and_never_read():
     secret = {"secretRef": {"name": "hub"}}
     job = make(

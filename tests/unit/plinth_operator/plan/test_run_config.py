@@ -6,7 +6,7 @@ from makers import make_model_service, make_pretrain_job
 from plinth_api.resolve import resolve_train_run
 from plinth_api.run import TrainRun
 from plinth_operator.plan.run_config import build_run_config, resolve_settings_for
-from plinth_operator.settings import Settings
+from plinth_operator.settings import InvalidSettings, Settings, read_settings
 
 UID = "abcde123-0000-4000-8000-000000000000"
 SETTINGS = Settings(storage_claim="store", cluster_name="west", tracking_uri="http://mlflow")
@@ -64,6 +64,18 @@ def test_the_run_names_the_secret_that_its_credentials_come_from(setting: str, t
 
 def test_a_service_works_in_a_folder_of_its_pod():
     assert resolve_settings_for(make_model_service(**PLACE), SETTINGS).work_dir == "/mnt/plinth/work"
+
+
+def test_what_a_model_cache_may_hold_is_a_setting():
+    settings = SETTINGS.model_copy(update={"model_cache_size": "500Gi"})
+    assert resolve_settings_for(make_model_service(**PLACE), settings).model_cache_bytes == 500 * 2**30
+    assert resolve_settings_for(make_model_service(**PLACE), SETTINGS).model_cache_bytes is None
+
+
+@pytest.mark.parametrize("size", ["much", "-1Gi"])
+def test_a_size_that_is_none_is_refused_with_its_variable(size: str):
+    with pytest.raises(InvalidSettings, match="PLINTH_MODEL_CACHE_SIZE"):
+        read_settings({"PLINTH_MODEL_CACHE_SIZE": size})
 
 
 def test_the_config_map_of_an_attempt_is_immutable_and_reads_back():

@@ -70,6 +70,12 @@ def test_a_service_needs_the_claims_of_its_models():
     assert storage_problems(service, {}, SETTINGS) == []
 
 
+def test_a_service_needs_the_claim_of_the_model_cache_and_a_job_does_not():
+    settings = SETTINGS.model_copy(update={"model_cache_claim": "cache"})
+    assert missing_claims(make_model_service(), {}, settings) == ("cache",)
+    assert "cache" not in claims_of(make_pretrain_job(), settings)
+
+
 def test_claims_that_are_not_there_are_missing_and_no_problem():
     job = make_pretrain_job(checkpoint={"uri": "pvc://saved/x"}, compute={"workers": 2})
     assert missing_claims(job, {}, SETTINGS) == ("saved",)

@@ -60,6 +60,9 @@ class FakeEncoder:
     async def stop(self) -> None:
         pass
 
+    async def warm_up(self) -> None:
+        await self.check_health()
+
     async def check_health(self) -> None:
         pass
 

@@ -79,5 +79,8 @@ class FakeEngine:
         if not self.healthy:
             raise GenerationFailed("no token")
 
+    async def warm_up(self) -> None:
+        await self.check_health()
+
     def stats(self) -> EngineStats:
         return EngineStats(running=self.num_running, waiting=0)

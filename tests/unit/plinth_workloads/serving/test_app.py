@@ -9,7 +9,7 @@ import pytest
 from plinth_api.model_service import PromptExample, PromptTemplate
 from plinth_api.run import ServeAdapter, ServeModel, ServeRun
 from plinth_workloads.errors import UserError
-from plinth_workloads.serving.app import Replica, _make_engine, build_app
+from plinth_workloads.serving.app import Replica, _loaded_engine, build_app
 from unit.plinth_workloads.serving.tiny_encoder import make_bert, make_classifier
 from unit.plinth_workloads.serving.tiny_model import make_model, make_tokenizer
 
@@ -92,7 +92,7 @@ def saved(model, folder):
 
 
 def engine_of(uri, task):
-    return _make_engine(ServeRun.model_validate({**ARGS, "task": task}), uri)
+    return _loaded_engine(ServeRun.model_validate({**ARGS, "task": task}), uri)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 
 from plinth_api.model_service import PromptTemplate
 from plinth_api.service_state import STATE_PATH
+from plinth_workloads.models.model_load import LoadStep
 from plinth_workloads.serving.api_keys import ApiKeys
 from unit.plinth_workloads.serving.asgi_service import CHAT, service
 from unit.plinth_workloads.serving.fake_engine import FakeEngine
@@ -32,6 +33,14 @@ async def test_keys_that_are_not_there_open_nothing(tmp_path):
         with pytest.raises(openai.AuthenticationError, match="a valid API key is needed"):
             await client.models.list()
         assert (await http.get(STATE_PATH)).json()["apiKeys"] == 0
+
+
+async def test_how_far_a_loading_is_is_a_part_of_the_state():
+    async with service(FakeEngine()) as (served, http, _):
+        assert "loading" not in (await http.get(STATE_PATH)).json()
+        served.load.tell(LoadStep("fetching", 100, 3000))
+        told = (await http.get(STATE_PATH)).json()["loading"]
+    assert told == {"phase": "fetching", "doneBytes": 100, "totalBytes": 3000}
 
 
 async def test_a_chat_starts_with_the_services_prompt_and_a_completion_does_not():

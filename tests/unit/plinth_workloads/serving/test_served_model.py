@@ -5,6 +5,7 @@ import pytest
 
 from plinth_api.model_service import PromptTemplate
 from plinth_workloads.errors import UserError
+from plinth_workloads.models.model_load import LoadStep, ModelLoad
 from plinth_workloads.serving.engine import GenerationFailed
 from plinth_workloads.serving.served_model import ModelNotReady, ServedModel
 from unit.plinth_workloads.serving.fake_engine import FakeEngine
@@ -172,3 +173,17 @@ async def test_an_engine_that_stops_producing_tokens_is_not_healthy():
 
     with pytest.raises(GenerationFailed):
         await served.check_health()
+
+
+async def test_each_step_of_a_loading_is_told_and_nothing_after_it():
+    told = []
+
+    class Listening(ModelLoad):
+        def tell(self, step):
+            told.append(step)
+
+    served = make_served({"m/1": FakeEngine(), "m/2": UserError("ModelLoadFailed", "damaged")}, load=Listening())
+    for uri in ("m/1", "m/2"):
+        served.set_target(uri)
+        await served.wait_loaded()
+    assert told == [LoadStep("warmingUp"), None, None]
