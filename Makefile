@@ -155,6 +155,7 @@ bench-train: $(STAMP) ## The loop's overhead, throughput, checkpoints, the loss'
 bench-serve: $(STAMP) ## The light engine beside transformers' and a bare loop, and what HTTP costs, ten minutes
 	$(BIN)/python benchmarks/serve_engine.py
 	$(BIN)/python benchmarks/serve_adapters.py
+	$(BIN)/python benchmarks/model_load.py
 	$(BIN)/python benchmarks/serve_http.py
 
 .PHONY: soak-serve

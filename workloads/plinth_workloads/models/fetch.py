@@ -67,9 +67,9 @@ def _from_hub(uri: str, cache: ModelCache) -> Path:
                 return folder
             raise
         sizes = {
-            one.rfilename: one.size or 0
+            one.rfilename: one.size
             for one in info.siblings or ()
-            if any(fnmatch(one.rfilename, pattern) for pattern in _HUB_PATTERNS)
+            if one.size is not None and any(fnmatch(one.rfilename, pattern) for pattern in _HUB_PATTERNS)
         }
 
         def into(folder: Path) -> Path:
