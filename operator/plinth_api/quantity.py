@@ -31,3 +31,11 @@ def whole_cpus(cpus: float) -> int:
     process in a pod that is made for one.
     """
     return max(1, math.ceil(cpus))
+
+
+def told_bytes(count: int) -> str:
+    """A number of bytes for people: 1.2 GiB."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} bytes"

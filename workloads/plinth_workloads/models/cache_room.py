@@ -12,6 +12,7 @@ from typing import Protocol
 
 from filelock import FileLock, Timeout
 
+from plinth_api.quantity import told_bytes
 from plinth_workloads.errors import UserError
 
 _LEFT_FREE = 0.05
@@ -102,11 +103,3 @@ class CacheRoom:
         for path in (self._folder / "files").iterdir():
             if path.stat().st_nlink == 1:
                 path.unlink()
-
-
-def told_bytes(count: int) -> str:
-    """A number of bytes for people: 1.2 GiB."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} bytes"

@@ -273,8 +273,11 @@ class ServedModel:
         for pause_seconds in chain(self._retry_seconds, repeat(self._retry_seconds[-1])):
             try:
                 async with self._one_load:
-                    await self._make_room(uri, tried=tried)
-                    return Version(uri, await self._started_engine(uri), self._target_prompt)
+                    try:
+                        await self._make_room(uri, tried=tried)
+                        return Version(uri, await self._started_engine(uri), self._target_prompt)
+                    finally:
+                        self.load.tell(None)
             except UserError as error:
                 failure.message = error.message
                 failure.for_good = error.reason != "TrackingUnavailable"

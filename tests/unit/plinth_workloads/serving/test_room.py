@@ -10,6 +10,7 @@ import torch
 
 from plinth_api.run import ServeRun
 from plinth_workloads.errors import UserError
+from plinth_workloads.models.model_load import ModelLoad
 from plinth_workloads.serving.app import _room_for
 from plinth_workloads.serving.room import Room, needed_bytes
 from plinth_workloads.serving.served_model import ServedModel
@@ -216,6 +217,6 @@ def test_a_model_needs_what_its_weights_take_in_float32_and_a_quarter_more(tmp_p
     uri = saved(make_model().to(torch.bfloat16), tmp_path)
     size = sum(parameter.numel() for parameter in make_model().parameters())
     assert needed_bytes(tmp_path) == 5 * size
-    room = _room_for(ServeRun.model_validate(ARGS), uri)
+    room = _room_for(ServeRun.model_validate(ARGS), ModelLoad(), uri)
     assert (room.needed_bytes, room.lacking("new", "old")) == (5 * size, None)
     assert room.free_bytes > 2**20

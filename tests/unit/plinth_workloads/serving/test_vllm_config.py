@@ -67,6 +67,8 @@ HANDLED = {
     "cpus": "ray_actor_options",
     "scaling": "num_replicas, autoscaling_config",
     "apiKeysDir": "the front",
+    "modelCacheDir": "the replica, which fetches",
+    "modelCacheBytes": "passed over: the volume's size is the bound",
     "model.candidate": "refused before: spec.rollout.canary",
     "workDir": "the replica, which fetches",
 }

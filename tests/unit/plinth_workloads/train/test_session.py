@@ -98,7 +98,7 @@ def test_a_folder_without_safetensors_is_refused(tmp_path):
     session.model.config.save_pretrained(folder)
     (folder / "pytorch_model.bin").write_bytes(b"pickle")
     changes = {"architecture": None, "config": None, "tokenizer": None, "uri": f"file://{folder}"}
-    assert "has no *.safetensors; other formats of weights are not loaded" in refused(
+    assert "has no *.safetensors, and pytorch_model.bin is not loaded: a pickle may run any program" in refused(
         make_train_run(tmp_path, model=changes)
     )
     (folder / "model.safetensors").write_bytes(b"damaged")
