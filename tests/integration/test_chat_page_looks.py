@@ -201,11 +201,11 @@ async def test_texts_are_compared_by_the_cosines_of_a_real_model(browser):
 class BusyEncoder(FakeEncoder):
     """Has no room for the first request."""
 
-    async def compute(self, rows):
+    async def compute(self, rows, client=""):
         if not self.rows:
             self.rows += rows
             raise EngineOverloaded("1,048,576 tokens wait already")
-        return await super().compute(rows)
+        return await super().compute(rows, client)
 
 
 async def test_a_busy_encoder_is_asked_again_and_a_refusal_is_a_sentence(browser):

@@ -115,12 +115,12 @@ async def test_a_client_that_reads_a_byte_at_a_time_holds_up_nobody():
 
 async def test_a_model_without_a_chat_template_says_so_and_completes():
     engine = make_engine(tokenizer=make_tokenizer(chat_template=None))
-    async with listening(engine) as (served, _, http):
+    async with service(engine) as (served, _, http):
         refused = await http.post("/v1/chat/completions", json={"model": "m", "messages": CHAT})
         assert await is_answered(http)
         await served.close()
     error = refused.json()["error"]
-    assert (refused.status_code, error["code"]) == (400, "invalid_prompt")
+    assert (refused.status_code, error["code"]) == (400, "no_chat_template")
     assert "has no chat template" in error["message"]
 
 
