@@ -74,10 +74,21 @@ class Scaling(ApiModel):
         ),
     )
 
-    min_replicas: int = Field(default=1, ge=0, le=1024, description="minReplicas; 0 scales to zero.")
+    min_replicas: int = Field(
+        default=1,
+        ge=0,
+        le=1024,
+        description="minReplicas; with 0 the last replica goes after idleSeconds, and the next request waits for one.",
+    )
     max_replicas: int = Field(default=1, ge=1, le=1024, description="maxReplicas of the service.")
     target_ongoing_requests: int = Field(
         default=16, ge=1, le=100000, description="targetOngoingRequests of one replica that autoscaling aims at."
+    )
+    idle_seconds: int = Field(
+        default=300,
+        ge=1,
+        le=86400,
+        description="idleSeconds without a request after which the last replica goes, where minReplicas is 0.",
     )
 
 

@@ -64,6 +64,7 @@ class ResolveSettings:
         tags: Tags of the MLflow run and of the model version.
         api_keys_dir: Folder with the API keys of a service that asks for some; None where nothing puts them there.
         has_vllm: Whether services may be given vLLM here.
+        probe_port: On which each replica answers probes; None where replicas share a machine.
         model_cache_dir: Folder of models that services share; None for one in the work folder.
         model_cache_bytes: What it may hold; None for what its volume has.
     """
@@ -79,6 +80,7 @@ class ResolveSettings:
     tags: Mapping[str, str] = field(default_factory=dict)
     api_keys_dir: str | None = None
     has_vllm: bool = False
+    probe_port: int | None = None
     model_cache_dir: str | None = None
     model_cache_bytes: int | None = None
 
@@ -170,6 +172,7 @@ def resolve_serve_run(service: ModelService, settings: ResolveSettings, versions
             ),
             prompt=spec.prompt,
             limits=_resolve_limits(spec.limits),
+            holds_requests=spec.scaling.min_replicas == 0 or None,
         ),
         tracking_uri=settings.tracking_uri,
         gpus=spec.compute.per_replica.gpus,
@@ -179,8 +182,11 @@ def resolve_serve_run(service: ModelService, settings: ResolveSettings, versions
             min_replicas=spec.scaling.min_replicas,
             max_replicas=spec.scaling.max_replicas,
             target_ongoing_requests=spec.scaling.target_ongoing_requests,
+            idle_seconds=spec.scaling.idle_seconds,
         ),
         api_keys_dir=settings.api_keys_dir if spec.access.api_key_secret_ref else None,
+        # vLLM's replicas have none.
+        probe_port=settings.probe_port if engine == "torch" else None,
         model_cache_dir=settings.model_cache_dir,
         model_cache_bytes=settings.model_cache_bytes,
         work_dir=settings.work_dir,

@@ -220,11 +220,19 @@ class ServeModel(ApiModel):
     prompt: PromptTemplate | None = None
     limits: ServeLimits = ServeLimits()
     candidate: ServeCandidate | None = None
+    holds_requests: bool | None = Field(
+        default=None,
+        description="holdsRequests until the model is loaded, in place of a refusal: of what scales to zero.",
+    )
 
     @property
     def prompt_hash(self) -> str:
         """Changes with what chats start with; empty where they start with nothing."""
         return self.prompt.digest if self.prompt else ""
+
+
+_IDLE_POLICY = "plinth_workloads.serving.idle_policy:ScaleToZero"
+"""Ray Serve's own looks at requests every six seconds, and sees no short one: it would go to zero in use."""
 
 
 class ServeScaling(ApiModel):
@@ -233,18 +241,27 @@ class ServeScaling(ApiModel):
     min_replicas: int = 1
     max_replicas: int = 1
     target_ongoing_requests: int = 16
+    idle_seconds: int = 300
+
+    @property
+    def to_zero(self) -> bool:
+        """Whether the last replica goes where nobody asks."""
+        return self.min_replicas == 0
 
     def deployment_options(self) -> dict[str, Any]:
         """The options of a Ray Serve deployment that say how many replicas it has."""
         if self.min_replicas == self.max_replicas:
             return {"num_replicas": self.max_replicas}
-        return {
-            "autoscaling_config": {
-                "min_replicas": self.min_replicas,
-                "max_replicas": self.max_replicas,
-                "target_ongoing_requests": self.target_ongoing_requests,
-            }
+        bounds: dict[str, Any] = {
+            "min_replicas": self.min_replicas,
+            "max_replicas": self.max_replicas,
+            "target_ongoing_requests": self.target_ongoing_requests,
         }
+        if self.to_zero:
+            policy = {"policy_function": _IDLE_POLICY, "policy_kwargs": {"idle_seconds": self.idle_seconds}}
+            # The policy has waited already.
+            bounds |= {"downscale_to_zero_delay_s": 0, "policy": policy}
+        return {"autoscaling_config": bounds}
 
 
 ServingTask = Literal["generate", "embed", "classify"]
@@ -276,6 +293,9 @@ class ServeRun(ApiModel):
     api_keys_dir: str | None = Field(
         default=None, description="apiKeysDir has a key in each file; without it none is asked for."
     )
+    probe_port: int | None = Field(
+        default=None, description="probePort of a replica's own for health, metrics and state, which are no requests."
+    )
     model_cache_dir: str | None = Field(
         default=None, description="modelCacheDir keeps downloaded models for all who have it; without it workDir does."
     )
@@ -288,3 +308,11 @@ class ServeRun(ApiModel):
     def models_dir(self) -> str:
         """Folder of downloaded models."""
         return self.model_cache_dir or f"{self.work_dir}/models"
+
+    def deployment_options(self) -> dict[str, Any]:
+        """The options of its Ray Serve deployment that change in place, but for the model."""
+        options = self.scaling.deployment_options()
+        if self.scaling.to_zero:
+            # A request that comes while the last replica is told to go is answered all the same.
+            options["graceful_shutdown_timeout_s"] = self.model.limits.request_timeout_seconds
+        return options

@@ -58,7 +58,6 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
     "ModelService": {
         # Kueue takes no RayService, and no cluster that scales by itself.
         "spec.compute.queueName": ANY,
-        "spec.scaling.minReplicas": {0},
     },
 }
 

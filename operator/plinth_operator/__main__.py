@@ -120,9 +120,7 @@ async def _operate(settings: Settings, kube: Kube, mlflow: Mlflow, leader: Leade
         kube, store, queue, tracking, namespace=settings.namespace, resync_seconds=settings.resync_seconds
     )
     reconciler = Reconciler(kube, store, queue, tracking, settings=settings, now=utc_now)
-    poller = ServicePoller(
-        store, queue, url=settings.service_state_url, replica_url=settings.replica_state_url, now=utc_now
-    )
+    poller = ServicePoller(store, queue, settings=settings, now=utc_now)
     probes = Probes(kube, store, queue, reconciler, watcher, resync_seconds=settings.resync_seconds, now=utc_now)
     runner = await probes.serve(settings.probe_host, settings.probe_port) if settings.probe_port else None
     try:

@@ -143,11 +143,12 @@ class WorkloadFacts(ObjectFacts):
 
 @dataclass(frozen=True, slots=True)
 class ApplicationFacts:
-    """The Serve application in one of a RayService's clusters."""
+    """The Serve application in one of a RayService's clusters, and the status of its deployment."""
 
     cluster: str = ""
     status: str = ""
     message: str = ""
+    deployment: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +209,7 @@ class ReplicaState:
     Attributes:
         adapters: Name and URI of each adapter that answers.
         adapter_errors: Name of each that does not, and why.
+        loading: How far the loading of a version is, for people; empty while none is loaded.
         held: What requests wait for; empty while they do not.
         replica_id: Which replica it is.
         candidate: The version that it tries, if any.
@@ -221,6 +223,7 @@ class ReplicaState:
     prompt_hash: str = ""
     adapters: tuple[tuple[str, str], ...] = ()
     adapter_errors: tuple[tuple[str, str], ...] = ()
+    loading: str = ""
     held: str = ""
     replica_id: str = ""
     candidate: CandidateState | None = None
@@ -236,7 +239,7 @@ class Observed:
         claims: Claims of the namespace by name.
         run: The MLflow run, None where none is known yet.
         versions: For each alias URI asked for: the URI with its version, "" where there is no such alias.
-        replica: What any replica of a service told, through its Service.
+        replica: What any replica of a service told: through its Service, or itself where that scales to zero.
         replicas: What each told for itself; only while a version is tried.
         tracking_error: Why MLflow does not answer; empty while it does.
         kuberay: Whether KubeRay's kinds are served.

@@ -1,21 +1,26 @@
 """Polls the state endpoint of services whose clusters are up: what a replica knows of itself goes into the store.
 
-Through the Service it meets any one replica, as a client does. While a version is tried, what all of them count
-matters: then each pod is asked, whose proxy passes the question to the replica beside it.
+Through the Service it meets any one replica, as a client does. Two cases ask replicas themselves, at the addresses of
+their pods and a port of their own: while a version is tried, what all of them count matters; and a service that scales
+to zero is never asked through Ray Serve, for which that would be a request, and a reason to start a replica.
 """
 
 import asyncio
+import json
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Any
 
 import aiohttp
 
-from plinth_api.service_state import ServiceState
-from plinth_operator.facts import ReplicaState
+from plinth_api.quantity import told_bytes
+from plinth_api.service_state import LoadState, ServiceState
+from plinth_operator.facts import Observed, PodFacts, ReplicaState
 from plinth_operator.plan.access import serve_service_name
 from plinth_operator.queue import WorkQueue
+from plinth_operator.settings import Settings
 from plinth_operator.store import Key, Resource, Store
 
 logger = logging.getLogger(__name__)
@@ -25,17 +30,22 @@ _REQUEST_SECONDS = 4.0
 _AT_ONCE = 16
 
 
+@dataclass(frozen=True, slots=True)
+class StateUrls:
+    """Where a service is asked for its state: at the first of `any_of` that answers, and at `each` for itself."""
+
+    any_of: list[str]
+    each: list[str]
+
+
 class ServicePoller:
     """One loop over all services; one that does not answer loses its state."""
 
-    def __init__(
-        self, store: Store, queue: WorkQueue[Key], *, url: str, replica_url: str, now: Callable[[], datetime]
-    ) -> None:
-        """Take the patterns of the endpoint's address: with {service} and {namespace}, and with a pod's {ip}."""
+    def __init__(self, store: Store, queue: WorkQueue[Key], *, settings: Settings, now: Callable[[], datetime]) -> None:
+        """Take where states go, and the patterns of the endpoints' addresses."""
         self._store = store
         self._queue = queue
-        self._url = url
-        self._replica_url = replica_url
+        self._settings = settings
         self._now = now
 
     async def run(self) -> None:
@@ -45,29 +55,31 @@ class ServicePoller:
         async with aiohttp.ClientSession(timeout=timeout) as session:
             while True:
                 services = [item for item in self._store.resources.items() if item[0].kind == "ModelService"]
-                up = [(key, found) for key, found in services if self._store.observe(key).ray_services]
-                await asyncio.gather(*(self._poll(session, limit, key, found) for key, found in up))
+                seen = [(key, found, self._store.observe(key)) for key, found in services]
+                up = [service for service in seen if service[2].ray_services]
+                await asyncio.gather(*(self._poll(session, limit, *service) for service in up))
                 await asyncio.sleep(_POLL_SECONDS)
 
     async def _poll(
-        self, session: aiohttp.ClientSession, limit: asyncio.Semaphore, key: Key, resource: Resource
+        self, session: aiohttp.ClientSession, limit: asyncio.Semaphore, key: Key, resource: Resource, seen: Observed
     ) -> None:
-        url = self._url.format(service=serve_service_name(key.name), namespace=key.namespace)
-        urls = [url, *self._replica_urls(key, resource)]
-        state, *others = await asyncio.gather(*(self._read(session, limit, url) for url in urls))
+        urls = state_urls(key, json.loads(resource.spec), resource.status_document(), seen, self._settings)
+        state, *others = await asyncio.gather(
+            self._first(session, limit, urls.any_of), *(self._read(session, limit, url) for url in urls.each)
+        )
         known = resource.replica, *resource.replicas
         resource.replica, resource.replicas = state, tuple(other for other in others if other is not None)
         if [*map(_told, known)] != [*map(_told, (state, *resource.replicas))]:
             self._queue.add(key)
 
-    def _replica_urls(self, key: Key, resource: Resource) -> list[str]:
-        """Of the pods that answer, while a version is tried."""
-        rollout = resource.status_document().get("rollout") or {}
-        if rollout.get("phase") != "Progressing":
-            return []
-        workers = (pod for pod in self._store.observe(key).pods if pod.role == "worker" and not pod.deleting)
-        pods = [pod for pod in workers if pod.ready and pod.ip]
-        return [self._replica_url.format(ip=f"[{pod.ip}]" if ":" in pod.ip else pod.ip) for pod in pods]
+    async def _first(
+        self, session: aiohttp.ClientSession, limit: asyncio.Semaphore, urls: Sequence[str]
+    ) -> ReplicaState | None:
+        for url in urls:
+            state = await self._read(session, limit, url)
+            if state is not None:
+                return state
+        return None
 
     async def _read(self, session: aiohttp.ClientSession, limit: asyncio.Semaphore, url: str) -> ReplicaState | None:
         try:
@@ -77,6 +89,38 @@ class ServicePoller:
                 return replica_state(await answer.read(), self._now())
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError):
             return None
+
+
+def state_urls(
+    key: Key, spec: Mapping[str, Any], status: Mapping[str, Any], seen: Observed, settings: Settings
+) -> StateUrls:
+    """Where a service is asked for its state.
+
+    Args:
+        key: Of the service.
+        spec: Its spec as it was written.
+        status: Its status as it stands.
+        seen: What is known of it.
+        settings: With the patterns.
+    """
+    workers = [pod for pod in seen.pods if pod.role == "worker" and pod.ip and not pod.deleting]
+    is_tried = (status.get("rollout") or {}).get("phase") == "Progressing"
+    each = [_replica_url(pod, settings) for pod in workers if pod.ready] if is_tried else []
+    # vLLM's replicas have no port of their own; such a spec is refused, and what serves goes on.
+    to_zero = (spec.get("scaling") or {}).get("minReplicas") == 0 and spec.get("engine") != "vllm"
+    if not to_zero:
+        url = settings.service_state_url.format(service=serve_service_name(key.name), namespace=key.namespace)
+        return StateUrls([url], each)
+    clusters = {service.active.cluster for service in seen.ray_services if service.active is not None}
+    # Not ready before its replica has loaded, which tells its progress; first is who is likely to answer.
+    active = sorted(
+        (pod for pod in workers if not clusters or pod.ray_cluster in clusters), key=lambda pod: not pod.ready
+    )
+    return StateUrls([_replica_url(pod, settings) for pod in active], each)
+
+
+def _replica_url(pod: PodFacts, settings: Settings) -> str:
+    return settings.replica_state_url.format(ip=f"[{pod.ip}]" if ":" in pod.ip else pod.ip)
 
 
 def replica_state(body: bytes, now: datetime) -> ReplicaState:
@@ -95,10 +139,24 @@ def replica_state(body: bytes, now: datetime) -> ReplicaState:
         prompt_hash=found.prompt_hash,
         adapters=tuple((adapter.name, adapter.uri) for adapter in found.adapters if adapter.uri),
         adapter_errors=tuple((adapter.name, adapter.load_error) for adapter in found.adapters if adapter.load_error),
+        loading=_loading(found.loading),
         held=found.held or "",
         replica_id=found.replica_id,
         candidate=found.candidate,
     )
+
+
+def _loading(load: LoadState | None) -> str:
+    """How far a loading is, in tenths of a download: a status is written for each."""
+    if load is None:
+        return ""
+    if load.phase != "fetching":
+        total = f" {told_bytes(load.total_bytes)}" if load.total_bytes else ""
+        return f"loading{total} onto the device" if load.phase == "loading" else "the engine is warmed up"
+    if not load.total_bytes:
+        return "downloading"
+    tenths = 10 * load.done_bytes // load.total_bytes
+    return f"downloading {told_bytes(tenths * load.total_bytes // 10)} of {told_bytes(load.total_bytes)}"
 
 
 def _told(state: ReplicaState | None) -> ReplicaState | None:

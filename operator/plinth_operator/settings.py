@@ -70,7 +70,8 @@ class Settings(BaseModel):
         default="http://{service}.{namespace}.svc:8000/-/state", description="State endpoint of a running service."
     )
     replica_state_url: str = Field(
-        default="http://{ip}:8000/-/state", description="State endpoint of one of its pods, while a version is tried."
+        default="http://{ip}:8001/-/state",
+        description="State endpoint of one replica: while a version is tried, and of what scales to zero.",
     )
     drain_seconds: Annotated[int, Field(ge=1)] = Field(
         default=120, description="Time that a pod that is told to stop has for saving."

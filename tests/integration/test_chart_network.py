@@ -1,10 +1,12 @@
 """Who reaches the operator and MLflow, and whom they reach, as the chart's NetworkPolicies say; and what is watched."""
 
+import re
+
 import pytest
 
 from charts import MLFLOW, container, deployment, of_kind, refusal, rendered
 from plinth_operator.constants import UID_LABEL
-from plinth_operator.plan.access import SERVE_PORT
+from plinth_operator.plan.access import PROBE_PORT, SERVE_PORT
 from plinth_workloads.serving.probes import METRICS_PATH
 from rendering import SETTINGS, children_of, make
 
@@ -49,7 +51,7 @@ def test_the_operator_reaches_dns_the_api_server_services_and_mlflow():
     dns, server, services, mlflow = policy(documents, "operator")["egress"]
     assert (ports(dns), ports(server)) == (DNS_PORTS, {443, 6443})
     assert services["to"] == [{"namespaceSelector": {}, "podSelector": RAY_PODS}]
-    assert ports(services) == {SERVE_PORT}
+    assert ports(services) == {SERVE_PORT, PROBE_PORT}
     assert mlflow["to"] == [pods_of(documents, "mlflow")]
     assert ports(mlflow) == {container(documents, "mlflow")["ports"][0]["containerPort"]}
 
@@ -160,8 +162,13 @@ def test_prometheus_finds_each_replica_of_each_service(values, selector):
     (endpoint,) = monitor["spec"]["endpoints"]
     assert endpoint["port"] == serve["spec"]["ports"][0]["name"]
     assert endpoint["path"] == METRICS_PATH
-    (kept,) = endpoint["relabelings"]
+    kept, moved = endpoint["relabelings"]
     assert (kept["action"], kept["regex"]) == ("keep", "worker")
+    # Prometheus anchors it. The Service has no such port: KubeRay keeps none but its own.
+    found = re.fullmatch(moved["regex"], "10.0.0.1:8000")
+    assert found is not None
+    assert moved["replacement"].replace("$1", found[1]) == f"10.0.0.1:{PROBE_PORT}"
+    assert (moved["sourceLabels"], moved["targetLabel"]) == (["__address__"], "__address__")
 
 
 def test_prometheus_finds_the_pods_of_vllm_and_does_not_ask_their_service():

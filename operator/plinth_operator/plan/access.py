@@ -11,9 +11,12 @@ from plinth_api.parse import Resource
 from plinth_operator.constants import UID_LABEL
 from plinth_operator.facts import Manifest
 from plinth_operator.plan.metadata import child_metadata, child_name, sealed, uid_of
+from plinth_operator.plan.serving_engine import is_served_by_vllm
 from plinth_operator.settings import Settings
 
 SERVE_PORT = 8000
+PROBE_PORT = 8001
+"""Of each replica: what asks there is no request, so it neither wakes a service that is at zero nor keeps it up."""
 _DASHBOARD_PORT = 8265
 _METRICS_PORT = 8080
 
@@ -29,7 +32,10 @@ def serve_service_name(name: str) -> str:
 def build_network_policy(resource: Resource, *, settings: Settings) -> Manifest:
     """What may reach the pods of a resource; what they reach is left to the cluster's own policies."""
     same = {UID_LABEL: uid_of(resource)}
-    serving = [{"ports": [_port(SERVE_PORT)]}] if isinstance(resource, ModelService) else []
+    is_service = isinstance(resource, ModelService)
+    has_probes = is_service and not is_served_by_vllm(resource, settings)
+    watched = [_DASHBOARD_PORT, _METRICS_PORT, *([PROBE_PORT] if has_probes else [])]
+    serving = [{"ports": [_port(SERVE_PORT)]}] if is_service else []
     return sealed(
         {
             "apiVersion": "networking.k8s.io/v1",
@@ -40,7 +46,7 @@ def build_network_policy(resource: Resource, *, settings: Settings) -> Manifest:
                 "policyTypes": ["Ingress"],
                 "ingress": [
                     {"from": [{"podSelector": {"matchLabels": same}}]},
-                    {"from": _control(settings), "ports": [_port(_DASHBOARD_PORT), _port(_METRICS_PORT)]},
+                    {"from": _control(settings), "ports": [_port(number) for number in watched]},
                     *serving,
                 ],
             },

@@ -84,7 +84,8 @@ def _autoscaling() -> dict[str, Any]:
 
 def _group_size(resource: Resource) -> dict[str, int]:
     if isinstance(resource, ModelService):
-        return {"replicas": resource.spec.scaling.min_replicas, "minReplicas": 0, "maxReplicas": MAX_REPLICAS}
+        # One to begin with in any case: a service that scales to zero tries its model first.
+        return {"replicas": max(1, resource.spec.scaling.min_replicas), "minReplicas": 0, "maxReplicas": MAX_REPLICAS}
     compute = resource.spec.compute
     bounds = {"minReplicas": fewest_workers(compute), "maxReplicas": most_workers(compute)}
     return {"replicas": compute.workers, **bounds}

@@ -83,7 +83,7 @@ def build_serve_config(service: ModelService, run: ServeRun) -> str:
                     {
                         "name": _DEPLOYMENTS[run.engine],
                         "user_config": run.model.to_wire(),
-                        **run.scaling.deployment_options(),
+                        **run.deployment_options(),
                         **_replicas_of_a_pod(run),
                         # As for clusters: whoever has no machines to spare stops the old replicas first.
                         "max_surge_percent": 100 if service.spec.rollout.cluster_change == "Surge" else 0,

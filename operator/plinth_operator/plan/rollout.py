@@ -33,7 +33,6 @@ class _Step:
     seen: Observed
     generation: int
     now: datetime
-    replicas_end: bool
 
     @property
     def weight(self) -> int:
@@ -57,7 +56,6 @@ def plan_rollout(
     *,
     generation: int,
     now: datetime,
-    replicas_end: bool = False,
 ) -> tuple[ServeModel, RolloutStatus | None]:
     """What replicas are told, and the rollout's new status, None where there is none.
 
@@ -68,7 +66,6 @@ def plan_rollout(
         seen: What is known of its surroundings.
         generation: Of the spec.
         now: The time.
-        replicas_end: Whether all replicas may end because nobody asks, which says nothing of a version then.
     """
     if canary is None:
         return wanted, None
@@ -77,7 +74,7 @@ def plan_rollout(
         if before.phase == "Promoted":
             return wanted, before
         if before.phase == "Progressing":
-            rollout = _progressed(_Step(canary, before, seen, generation, now, replicas_end))
+            rollout = _progressed(_Step(canary, before, seen, generation, now))
             return _told_to_replicas(wanted, rollout), rollout
         if before.generation == generation:
             return _told_to_replicas(wanted, before), before
@@ -163,7 +160,7 @@ def _counted_on(step: _Step, seconds: float) -> _Step:
     """With when counting began; and, where no replica counts from then on any more, one restart more."""
     rollout, began = step.rollout, step.now - timedelta(seconds=seconds)
     changes = any(service.pending is not None for service in step.seen.ray_services)
-    if rollout.counting_since is None or changes or step.replicas_end or rollout.generation != step.generation:
+    if rollout.counting_since is None or changes or rollout.generation != step.generation:
         return replace(step, rollout=step.becomes(counting_since=_whole(began)))
     if began <= rollout.counting_since + _SLACK:
         return step

@@ -11,6 +11,7 @@ from plinth_api.run import TrainRun
 from plinth_api.uris import mounted
 from plinth_operator.constants import CLUSTER_TAG, UID_TAG
 from plinth_operator.facts import Manifest
+from plinth_operator.plan.access import PROBE_PORT
 from plinth_operator.plan.metadata import child_metadata, child_name, namespace_of, sealed, uid_of
 from plinth_operator.plan.paths import API_KEYS_FOLDER, MODEL_CACHE_DIR, RUN_KEY, SERVICE_WORK_DIR, VOLUME_ROOT
 from plinth_operator.plan.storage import uses_platform_storage
@@ -37,6 +38,7 @@ def resolve_settings_for(resource: Resource, settings: Settings, run_id: str | N
         run_id=run_id,
         api_keys_dir=API_KEYS_FOLDER,
         has_vllm=bool(settings.vllm_image),
+        probe_port=PROBE_PORT,
         model_cache_dir=MODEL_CACHE_DIR if settings.model_cache_claim else None,
         model_cache_bytes=int(parse_quantity(settings.model_cache_size)) if settings.model_cache_size else None,
         tags={

@@ -26,6 +26,7 @@ from plinth_operator.plan.rollout import TICK_SECONDS, plan_rollout
 from plinth_operator.plan.run_config import resolve_settings_for
 from plinth_operator.settings import Settings
 from plinth_operator.status.reasons import Cause
+from plinth_operator.status.scaled_to_zero import at_zero, with_load_progress
 from plinth_operator.status.services import ServiceVerdict, build_service_status, service_verdict, with_rollout
 
 _ALIAS_SECONDS = 30.0
@@ -78,7 +79,6 @@ def plan_service(
         seen,
         generation=generation,
         now=now,
-        replicas_end=service.spec.scaling.min_replicas == 0,
     )
     run = run.model_copy(update={"model": model})
     plan = _converge(look, service_children(service, run, settings=settings), model, rollout)
@@ -118,7 +118,9 @@ def _converge(look: _Look, wanted: tuple[Manifest, ...], target: ServeModel, rol
     deletions += [facts for identity, facts in known.items() if _is_ours(facts) and identity not in names]
     pods = look.seen.pods
     verdict = service_verdict(existing, pods, look.seen.ray_clusters, look.seen.replica, target, bool(deletions))
-    verdict = with_rollout(verdict, rollout)
+    verdict = with_load_progress(with_rollout(verdict, rollout), look.seen.replica)
+    if look.service.spec.scaling.min_replicas == 0:
+        verdict = at_zero(verdict, existing, look.seen.replica, target, look.old.model)
     if children and look.refusal is not None:
         cause = steady_cause(look.refusal, look.old, look.service.metadata.generation)
         verdict = _refused(look.seen, target, cause)

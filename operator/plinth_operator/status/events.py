@@ -32,7 +32,8 @@ def event_of(key: _Key, uid: str, old: Mapping[str, Any], new: Mapping[str, Any]
     phase, reason = str(new["phase"]), str(new.get("reason") or new["phase"])
     moved = f"{old['phase']} -> {phase}" if old.get("phase") not in (None, phase) else ""
     message = ": ".join(part for part in (moved, new.get("message") or _attempt(new)) if part) or phase
-    warns = phase in _WARNINGS or reason != phase
+    # A service without replicas is well, and has a reason.
+    warns = phase in _WARNINGS or reason not in (phase, "ScaledToZero")
     return _event(key, uid, reason, message, warns=warns, what=f"{before} {after}", now=now)
 
 

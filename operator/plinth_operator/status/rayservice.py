@@ -37,7 +37,13 @@ def _application(status: Mapping[str, Any]) -> ApplicationFacts | None:
     names = sorted(section(status, "applicationStatuses"))
     applications = [section(status, "applicationStatuses", name) for name in names]
     shown = min(applications, key=lambda app: text(app, "status") in _HEALTHY, default={})
-    return ApplicationFacts(cluster=cluster, status=text(shown, "status"), message=_message(shown))
+    deployments = section(shown, "serveDeploymentStatuses")
+    states = sorted(text(deployments, name, "status") for name in deployments)
+    # The one that is not well, of several.
+    deployment = min(states, key=lambda state: state in _HEALTHY, default="")
+    return ApplicationFacts(
+        cluster=cluster, status=text(shown, "status"), message=_message(shown), deployment=deployment
+    )
 
 
 def _message(application: Mapping[str, Any]) -> str:

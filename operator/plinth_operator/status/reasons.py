@@ -85,6 +85,7 @@ _BUDGET: Mapping[str, str] = {
 _FREE: Mapping[str, str] = {
     "Preempted": "The pods had to make room for others of a higher priority.",
     "Suspended": "spec.suspend is true.",
+    "ScaledToZero": "Nobody asks the service, so it has no replica, or its first one is being started.",
     "SpecChanged": "The spec was changed after an attempt was made from it.",
 }
 

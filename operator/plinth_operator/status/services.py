@@ -90,7 +90,8 @@ def with_rollout(verdict: ServiceVerdict, rollout: RolloutStatus | None) -> Serv
     if rollout is None or verdict.cause is not None or rollout.phase == "Promoted":
         return verdict
     progresses = verdict.phase == "Ready" and rollout.phase == "Progressing"
-    return replace(verdict, phase="Updating" if progresses else verdict.phase, change=verdict.change or rollout.message)
+    told = "; ".join(words for words in (verdict.change, rollout.message) if words)
+    return replace(verdict, phase="Updating" if progresses else verdict.phase, change=told)
 
 
 def build_service_status(

@@ -29,7 +29,7 @@ def test_service():
         "trackingUri": "http://mlflow",
         "gpus": 1,
         "cpus": 2.5,
-        "scaling": {"minReplicas": 1, "maxReplicas": 3, "targetOngoingRequests": 16},
+        "scaling": {"minReplicas": 1, "maxReplicas": 3, "targetOngoingRequests": 16, "idleSeconds": 300},
         "workDir": "/work",
     }
 

@@ -51,9 +51,9 @@ from plinth_api.support import CLUSTER_ONLY, INSTEAD, NOT_SUPPORTED, cluster_onl
             id="a field with another in its place",
         ),
         pytest.param(
-            make_model_service(scaling={"minReplicas": 0}),
-            ["spec.scaling.minReplicas: not supported yet: spec.scaling.minReplicas = 0"],
-            id="zero",
+            make_model_service(compute={"queueName": "team-a"}),
+            ["spec.compute.queueName: not supported yet: spec.compute.queueName"],
+            id="a field of one kind",
         ),
     ],
 )

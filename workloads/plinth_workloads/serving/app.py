@@ -19,6 +19,9 @@ from plinth_workloads.models.model_load import ModelLoad, following
 from plinth_workloads.serving.api_keys import ApiKeys
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.engine import ModelEngine
+from plinth_workloads.serving.idle_clock import IdleClock
+from plinth_workloads.serving.idle_policy import IDLE_SECONDS
+from plinth_workloads.serving.probe_server import ProbeServer
 from plinth_workloads.serving.room import Room, needed_bytes
 from plinth_workloads.serving.served_model import ServedModel
 
@@ -52,7 +55,7 @@ def build_app(args: dict[str, Any]) -> serve.Application:
         "ray_actor_options": {"num_cpus": whole_cpus(run.cpus), "num_gpus": run.gpus},
         "max_ongoing_requests": _MAX_ONGOING_REQUESTS,
         "health_check_timeout_s": _HEALTH_TIMEOUT_SECONDS,
-        **run.scaling.deployment_options(),
+        **run.deployment_options(),
         "user_config": run.model.to_wire(),
     }
     deployment = cast(serve.Deployment, serve.deployment(serve.ingress(_ReplicaAsgi())(Replica)))
@@ -91,21 +94,41 @@ class Replica:
             load=load,
         )
         keys = ApiKeys(Path(self._run.api_keys_dir)) if self._run.api_keys_dir else None
-        self.asgi = build_asgi(self._served, name=self._run.name, keys=keys, front_repeats_ids=True)
+        app = build_asgi(self._served, name=self._run.name, keys=keys, front_repeats_ids=True)
+        self.asgi = self._clock = IdleClock(app)
+        self._answering: ModelEngine | None = None
+        port = self._run.probe_port
+        self._probes = ProbeServer(app, port=port) if port else None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Serve a version and its adapters within limits, a ServeModel in wire form.
 
         Returns while the version loads: the old one answers until then, and the first replica tells its progress on
-        /health. A replica that is added to others waits instead, as Serve sends it requests once this returns.
+        /health. A replica that is added to others waits instead, as Serve sends it requests once this returns; so does
+        one that requests wait for.
         """
+        if self._probes is not None:
+            self._probes.start()
         is_first_load, wanted = self._served.target_uri == "", ServeModel.from_wire(user_config)
         self._served.limits = wanted.limits
         self._served.set_adapters({adapter.name: adapter.uri for adapter in wanted.adapters})
         self._served.set_target(wanted.uri, wanted.prompt)
         self._served.set_candidate(wanted.candidate)
-        if is_first_load and await asyncio.to_thread(_others_are_running):
+        if is_first_load and (wanted.holds_requests or await asyncio.to_thread(_others_are_running)):
             await self._served.wait_loaded()
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """For how long nobody has asked: what Serve hands to its autoscaling policy.
+
+        A replica that has just loaded has not been idle; one that cannot load stays to tell why, and one that tries a
+        version to count how it does.
+        """
+        served = self._served
+        is_loaded = served.engine is not None and served.engine is self._answering
+        if not is_loaded or served.load_error or served.candidate.state() is not None:
+            self._answering = served.engine
+            self._clock.restart()
+        return {IDLE_SECONDS: self._clock.idle_seconds}
 
     async def check_health(self) -> None:
         """Raise where a loaded model does not answer, which makes Serve replace the replica."""

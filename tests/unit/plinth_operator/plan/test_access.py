@@ -56,6 +56,11 @@ def test_the_dashboard_is_for_the_namespaces_that_control(namespaces: str, peer:
     assert [port["port"] for port in rule["ports"]] == [8265, 8080]
 
 
+def test_the_replicas_own_port_is_for_the_namespaces_that_watch():
+    (rule,) = [rule for rule in rules_of("ModelService") if rule.get("ports") and rule.get("from")]
+    assert [port["port"] for port in rule["ports"]] == [8265, 8080, 8001]
+
+
 def test_a_service_has_an_ingress_where_it_asks_for_one():
     assert "Ingress" not in children_of(make("ModelService"))
     ingress = {"host": "a.example.com", "className": "nginx", "tlsSecretRef": {"name": "cert"}}

@@ -51,3 +51,8 @@ def test_a_service_scales_within_one_cluster():
     assert cluster["enableInTreeAutoscaling"] is True
     assert cluster["autoscalerOptions"]["version"] == "v2"
     assert cluster["autoscalerOptions"]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_a_service_that_scales_to_zero_begins_with_a_worker_and_may_have_none():
+    (group,) = cluster_of(make("ModelService", scaling={"minReplicas": 0}))["workerGroupSpecs"]
+    assert (group["minReplicas"], group["replicas"]) == (0, 1)

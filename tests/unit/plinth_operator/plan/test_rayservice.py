@@ -6,6 +6,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from plinth_operator.plan.rayservice import cluster_hash
 from plinth_workloads.serving.app import DEPLOYMENT, build_app
+from plinth_workloads.serving.idle_policy import ScaleToZero
 from rendering import children_of, cluster_of, make
 
 CLUSTER_HASH = "plinth.dev/cluster-hash"
@@ -27,7 +28,7 @@ def deployment_of(**changes: Any) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("scaling", [{}, {"minReplicas": 1, "maxReplicas": 4}])
+@pytest.mark.parametrize("scaling", [{}, {"minReplicas": 1, "maxReplicas": 4}, {"minReplicas": 0}])
 def test_ray_serve_accepts_the_configuration(scaling: dict[str, Any]):
     config = yaml.safe_load(rayservice_of(scaling=scaling)["spec"]["serveConfigV2"])
     (application,) = ServeDeploySchema.model_validate(config).applications
@@ -72,6 +73,21 @@ def test_limits_change_in_place():
             {"minReplicas": 1, "maxReplicas": 3, "targetOngoingRequests": 8},
             {"autoscaling_config": {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 8}},
         ),
+        (
+            {"minReplicas": 0, "idleSeconds": 60},
+            {
+                "autoscaling_config": {
+                    "min_replicas": 0,
+                    "max_replicas": 1,
+                    "target_ongoing_requests": 16,
+                    "downscale_to_zero_delay_s": 0,
+                    "policy": {
+                        "policy_function": f"{ScaleToZero.__module__}:{ScaleToZero.__name__}",
+                        "policy_kwargs": {"idle_seconds": 60},
+                    },
+                }
+            },
+        ),
     ],
 )
 def test_scaling_is_the_deployments(scaling: dict[str, Any], options: dict[str, Any]):
@@ -92,10 +108,23 @@ def test_kuberays_service_has_a_name_that_a_user_can_tell():
     assert service["spec"]["ports"] == [{"name": "serve", "protocol": "TCP", "port": 8000}]
 
 
+def test_replicas_answer_probes_on_a_port_that_is_not_served():
+    assert application_of()["args"]["probePort"] == 8001
+
+
+def test_what_scales_to_zero_holds_requests_and_answers_those_that_meet_its_end():
+    deployment = deployment_of(scaling={"minReplicas": 0}, limits={"requestTimeoutSeconds": 900})
+    assert deployment["user_config"]["holdsRequests"] is True
+    assert deployment["graceful_shutdown_timeout_s"] == 900
+    assert not {"holdsRequests", "graceful_shutdown_timeout_s"} & {*deployment_of(), *deployment_of()["user_config"]}
+    assert application_of(scaling={"minReplicas": 0})["args"] == application_of()["args"]
+
+
 @pytest.mark.parametrize(
     ("change", "is_same"),
     [
         ({"scaling": {"minReplicas": 2, "maxReplicas": 5}}, True),
+        ({"scaling": {"minReplicas": 0, "maxReplicas": 5}}, True),
         ({"model": {"uri": "models:/other/1"}}, True),
         ({"compute": {"tolerations": [{"key": "gpu"}]}}, True),
         ({"compute": {"image": "other"}}, False),

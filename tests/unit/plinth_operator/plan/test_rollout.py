@@ -97,7 +97,6 @@ class Service:
         self.now = BEGAN
         self.canary: Canary | None = CANARY
         self.generation = 1
-        self.replicas_end = False
         self.version = V3
         self.requests = requests
         self.manners = {V3: Manners(), V4: Manners(), V5: Manners()}
@@ -130,7 +129,6 @@ class Service:
             self.observed(),
             generation=self.generation,
             now=self.now,
-            replicas_end=self.replicas_end,
         )
         for replica in self.replicas:
             replica.told(self.told, self.now)
@@ -395,16 +393,6 @@ def test_a_version_with_which_all_replicas_end_is_taken_back_at_the_third_time()
         assert service.progress.phase == "Progressing"
     service.run(10)
     assert service.progress.reason == "ReplicasRestarted"
-
-
-def test_replicas_that_end_because_nobody_asks_are_no_restart():
-    service = Service()
-    service.replicas_end = True
-    service.version = V4
-    for _ in range(5):
-        service.run(45)
-        service.replicas[0].restart(service.now)
-    assert (service.progress.phase, service.progress.restarts) == ("Progressing", 0)
 
 
 def test_replicas_of_a_new_cluster_are_no_restart():

@@ -97,6 +97,10 @@ REFUSED: dict[str, dict[str, Any]] = {
     "spec.rollout.canary.maxLatencyIncrease": {"rollout": {"canary": {"maxLatencyIncrease": 0.5}}},
 }
 
+READ_BESIDE_WHAT_IS_REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "spec.scaling.idleSeconds": ({"scaling": {"minReplicas": 0, "idleSeconds": 60}}, "spec.scaling.minReplicas"),
+}
+
 
 def rendered(changes: dict[str, Any]) -> dict[str, Any]:
     return children_of(make("ModelService", **merged(BASE, changes)), WITH_VLLM)
@@ -106,7 +110,7 @@ def test_of_every_field_somebody_has_decided_what_vllm_does_with_it():
     leaves = {
         field.path for field in fields_of("ModelService") if field.nested is None or not field.nested.model_fields
     }
-    assert leaves == {*RENDERED, *REFUSED}
+    assert leaves == {*RENDERED, *REFUSED, *READ_BESIDE_WHAT_IS_REFUSED}
 
 
 @pytest.mark.parametrize("path", RENDERED)
@@ -121,3 +125,18 @@ def test_a_field_that_vllm_has_nothing_for_is_refused(path: str):
     with pytest.raises(InvalidSpec) as refusal:
         rendered(REFUSED[path])
     assert any(path.startswith(problem.path) for problem in refusal.value.problems)
+
+
+@pytest.mark.parametrize("path", READ_BESIDE_WHAT_IS_REFUSED)
+def test_a_field_that_only_says_more_of_what_is_refused_is_refused_with_it(path: str):
+    changes, refused = READ_BESIDE_WHAT_IS_REFUSED[path]
+    with pytest.raises(InvalidSpec) as refusal:
+        rendered(changes)
+    assert [problem.path for problem in refusal.value.problems] == [refused]
+
+
+def test_replicas_of_vllm_have_no_port_of_their_own_and_none_is_open():
+    children = rendered({})
+    assert "probePort" not in children["RayService"]["spec"]["serveConfigV2"]
+    ports = [port["port"] for rule in children["NetworkPolicy"]["spec"]["ingress"] for port in rule.get("ports", ())]
+    assert ports == [8265, 8080, 8000]

@@ -285,7 +285,7 @@ def test_a_service_with_its_application_in_two_clusters():
     assert (facts.ready, facts.ready_reason, facts.ready_message) == (True, "NonZeroServeEndpoints", "1 of 1")
     assert facts.serve_config == "applications: []\n"
     assert facts.active == ApplicationFacts("c-1", "RUNNING", "")
-    assert facts.pending == ApplicationFacts("c-2", "DEPLOYING", "starting; plinth: replica died")
+    assert facts.pending == ApplicationFacts("c-2", "DEPLOYING", "starting; plinth: replica died", "UNHEALTHY")
 
 
 def test_of_several_applications_the_one_that_is_not_well_is_told():

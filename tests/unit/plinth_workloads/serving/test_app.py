@@ -10,6 +10,10 @@ from plinth_api.model_service import PromptExample, PromptTemplate
 from plinth_api.run import ServeAdapter, ServeModel, ServeRun
 from plinth_workloads.errors import UserError
 from plinth_workloads.serving.app import Replica, _loaded_engine, build_app
+from plinth_workloads.serving.idle_policy import ScaleToZero
+from plinth_workloads.serving.room import Room
+from serving_processes import free_port
+from unit.plinth_workloads.serving.fake_engine import FakeEngine
 from unit.plinth_workloads.serving.tiny_encoder import make_bert, make_classifier
 from unit.plinth_workloads.serving.tiny_model import make_model, make_tokenizer
 
@@ -51,6 +55,87 @@ def test_bounds_that_differ_scale_by_load():
     bound = deployment(scaling={"minReplicas": 1, "maxReplicas": 4, "targetOngoingRequests": 8})
     config = bound._deployment_config.autoscaling_config
     assert (config.min_replicas, config.max_replicas, config.target_ongoing_requests) == (1, 4, 8)
+
+
+def test_a_service_that_scales_to_zero_has_a_policy_of_its_own():
+    bound = deployment(scaling={"minReplicas": 0, "maxReplicas": 2, "targetOngoingRequests": 8, "idleSeconds": 60})
+    policy = bound._deployment_config.autoscaling_config.policy
+    assert policy.get_policy() is ScaleToZero
+    assert policy.policy_kwargs == {"idle_seconds": 60}
+    assert bound._deployment_config.graceful_shutdown_timeout_s == 600
+
+
+@pytest.mark.anyio
+async def test_a_replica_that_requests_wait_for_takes_them_once_its_model_is_loaded(monkeypatch):
+    monkeypatch.setattr("plinth_workloads.serving.app._loaded_engine", lambda run, uri: FakeEngine())
+    replica = Replica(ARGS)
+    await replica.reconfigure({"uri": "models:/m/1", "holdsRequests": True})
+    assert replica._served.uri == "models:/m/1"
+
+
+@pytest.mark.anyio
+async def test_a_replica_is_idle_from_when_its_model_was_loaded_and_never_while_one_cannot_be(monkeypatch):
+    made = [FakeEngine(), UserError("ModelLoadFailed", "damaged")]
+
+    def make(run, uri):
+        engine = made.pop(0)
+        if isinstance(engine, Exception):
+            raise engine
+        return engine
+
+    monkeypatch.setattr("plinth_workloads.serving.app._loaded_engine", make)
+    monkeypatch.setattr("plinth_workloads.serving.app._room_for", lambda run, load, uri: Room(0, 1))
+    replica = Replica(ARGS)
+    now = [0.0]
+    replica._clock._clock = lambda: now[0]
+
+    async def idle(seconds):
+        now[0] += seconds
+        return (await replica.record_autoscaling_stats())["idle_seconds"]
+
+    assert await idle(100) == 0
+    await replica.reconfigure({"uri": "models:/m/1", "holdsRequests": True})
+    assert [await idle(100), await idle(7)] == [0, 7]
+    replica._served.set_target("models:/m/2")
+    await replica._served.wait_loaded()
+    assert [await idle(100), await idle(7)] == [0, 0]
+
+
+@pytest.mark.anyio
+async def test_a_replica_that_tries_a_version_is_not_idle_before_that_is_decided(monkeypatch):
+    monkeypatch.setattr("plinth_workloads.serving.app._loaded_engine", lambda run, uri: FakeEngine())
+    monkeypatch.setattr("plinth_workloads.serving.app._room_for", lambda run, load, uri: Room(0, 1))
+    replica = Replica(ARGS)
+    now = [0.0]
+    replica._clock._clock = lambda: now[0]
+
+    async def idle(seconds):
+        now[0] += seconds
+        return (await replica.record_autoscaling_stats())["idle_seconds"]
+
+    model = {"uri": "models:/m/1", "holdsRequests": True}
+    await replica.reconfigure(model)
+    assert [await idle(100), await idle(7)] == [0, 7]
+    await replica.reconfigure({**model, "candidate": {"uri": "models:/m/2", "weight": 10}})
+    assert [await idle(100), await idle(100)] == [0, 0]
+    await replica._served.candidate.wait_loaded()
+    assert await idle(100) == 0
+    await replica.reconfigure(model)
+    assert await idle(7) == 7
+
+
+@pytest.mark.anyio
+async def test_a_replica_tells_its_state_on_its_own_port_without_a_key(monkeypatch, tmp_path):
+    monkeypatch.setattr("plinth_workloads.serving.app._loaded_engine", lambda run, uri: FakeEngine())
+    (tmp_path / "key").write_text("secret")
+    port = free_port()
+    replica = Replica({**ARGS, "apiKeysDir": str(tmp_path), "probePort": port})
+    await replica.reconfigure({"uri": "models:/m/1", "holdsRequests": True})
+    async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(retries=20)) as http:
+        told = await http.get(f"http://127.0.0.1:{port}/-/state")
+        asked = await http.get(f"http://127.0.0.1:{port}/v1/models")
+    assert (told.status_code, told.json()["replicaId"]) == (200, replica._served.replica_id)
+    assert asked.status_code == 404
 
 
 def test_bounds_that_agree_are_a_number():

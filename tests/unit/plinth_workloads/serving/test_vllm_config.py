@@ -69,6 +69,8 @@ HANDLED = {
     "apiKeysDir": "the front",
     "modelCacheDir": "the replica, which fetches",
     "modelCacheBytes": "passed over: the volume's size is the bound",
+    "model.holdsRequests": "refused before: spec.scaling.minReplicas 0",
+    "probePort": "none is given: Ray and vLLM tell their own metrics",
     "model.candidate": "refused before: spec.rollout.canary",
     "workDir": "the replica, which fetches",
 }
