@@ -31,6 +31,12 @@ def told(old: dict[str, Any], new: dict[str, Any], now: datetime = NOW) -> dict[
             id="a new reason is a warning",
         ),
         pytest.param(
+            {"phase": "Ready", "reason": ""},
+            {"phase": "Ready", "reason": "ScaledToZero", "message": "nobody asks"},
+            ("Normal", "ScaledToZero", "nobody asks"),
+            id="a service that needs no replica is well",
+        ),
+        pytest.param(
             STARTING,
             {"phase": "Failed", "reason": "LossNaN", "message": "loss is NaN"},
             ("Warning", "LossNaN", "Starting -> Failed: loss is NaN"),
