@@ -1,4 +1,7 @@
-"""Whole rollouts of a new version, played against replicas that count: nothing is kept but the status."""
+"""Whole rollouts of a new version, played against replicas that count: nothing is kept but the status.
+
+Longer than others, as all of them are played by the one small world at its beginning.
+"""
 
 import math
 from dataclasses import dataclass, field, replace
