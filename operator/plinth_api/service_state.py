@@ -28,6 +28,11 @@ class Samples(StatusModel):
     total: float = 0.0
     squares: float = 0.0
 
+    @classmethod
+    def of(cls, seconds: float) -> "Samples":
+        """A single time."""
+        return cls(count=1, total=seconds, squares=seconds * seconds)
+
     def __add__(self, other: "Samples") -> "Samples":
         return Samples(
             count=self.count + other.count, total=self.total + other.total, squares=self.squares + other.squares

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plinth_workloads.models.output_difference import output_bound, output_difference
+
 logger = logging.getLogger(__name__)
 
 _USUAL_TOKENS = 32
@@ -89,10 +91,7 @@ def _difference(probe: Callable[[], Tensor], expected: Tensor) -> str | None:
         given = probe()
     except Exception as error:
         return str(error) or type(error).__name__
-    bound = _TOLERANCE * expected.nan_to_num().abs().max().item()
-    if torch.allclose(given, expected, rtol=0, atol=bound, equal_nan=True):
-        return None
-    return f"what it gives differs by {(given - expected).abs().max().item():.3g}"
+    return output_difference(given, expected, bound=output_bound(expected, _TOLERANCE))
 
 
 def _can_be_packed(weight: Tensor) -> bool:

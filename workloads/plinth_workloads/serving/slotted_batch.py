@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from plinth_workloads.models.output_difference import output_bound, output_difference
 from plinth_workloads.models.virtual_tokens import num_virtual_tokens, without_virtual_tokens
 from plinth_workloads.serving.batch import CachedRow, Piece
 from plinth_workloads.serving.engine import CacheUse
@@ -280,11 +281,11 @@ def _difference(batch: SlottedBatch, ids: Sequence[int], expected_TV: Tensor) ->
     row = batch.open(ids)
     assert row is not None
     borders = [0, len(ids) // 2, *range(max(1, len(ids) // 2 + 1, len(ids) - 3), len(ids) + 1)]
-    bound = _TOLERANCE.get(batch.dtype, _HALF_TOLERANCE) * expected_TV.nan_to_num().abs().max().item()
+    bound = output_bound(expected_TV, _TOLERANCE.get(batch.dtype, _HALF_TOLERANCE))
     for first, last in pairwise(sorted(set(borders))):
         pieces = [Piece(row, ids[first:last])]
         batch.make_room(pieces)
-        logits_V = batch.forward(pieces)[0]
-        if not torch.allclose(logits_V, expected_TV[last - 1], rtol=0, atol=bound, equal_nan=True):
-            return f"its logits differ by {(logits_V - expected_TV[last - 1]).abs().max().item():.3g}"
+        difference = output_difference(batch.forward(pieces)[0], expected_TV[last - 1], bound=bound)
+        if difference is not None:
+            return difference
     return None

@@ -10,32 +10,13 @@ from plinth_api.service_state import Samples, VersionCounts
 
 
 @dataclass
-class Times:
-    """Sums of times in seconds."""
-
-    count: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-
-    def add(self, seconds: float) -> None:
-        """Take one more into account."""
-        self.count += 1
-        self.total += seconds
-        self.squares += seconds * seconds
-
-    def told(self) -> Samples:
-        """As the operator reads it."""
-        return Samples(count=self.count, total=self.total, squares=self.squares)
-
-
-@dataclass
 class Counter:
     """What one version has done."""
 
     requests: int = 0
     errors: int = 0
-    first_token: Times = field(default_factory=Times)
-    output_token: Times = field(default_factory=Times)
+    first_token: Samples = field(default_factory=Samples)
+    output_token: Samples = field(default_factory=Samples)
     running: int = 0
 
     def told(self) -> VersionCounts:
@@ -43,8 +24,8 @@ class Counter:
         return VersionCounts(
             requests=self.requests,
             errors=self.errors,
-            first_token=self.first_token.told(),
-            output_token=self.output_token.told(),
+            first_token=self.first_token,
+            output_token=self.output_token,
             running=self.running,
         )
 
@@ -65,12 +46,12 @@ class Turn:
         """The first text of a choice came so long after the request."""
         if self._counter is not None and not self._has_text:
             self._has_text = True
-            self._counter.first_token.add(seconds)
+            self._counter.first_token += Samples.of(seconds)
 
     def later_tokens(self, seconds_each: float) -> None:
         """The rest of a choice came, at this pace."""
         if self._counter is not None:
-            self._counter.output_token.add(seconds_each)
+            self._counter.output_token += Samples.of(seconds_each)
 
     def ended(self) -> None:
         """The answer is whole."""

@@ -73,6 +73,20 @@ async def test_a_replica_that_requests_wait_for_takes_them_once_its_model_is_loa
     assert replica._served.uri == "models:/m/1"
 
 
+def clocked_replica(monkeypatch):
+    """A replica with room for every version, and what lets seconds pass and says how long it has been idle."""
+    monkeypatch.setattr("plinth_workloads.serving.app._room_for", lambda run, load, uri: Room(0, 1))
+    replica = Replica(ARGS)
+    now = [0.0]
+    replica._clock._clock = lambda: now[0]
+
+    async def idle(seconds):
+        now[0] += seconds
+        return (await replica.record_autoscaling_stats())["idle_seconds"]
+
+    return replica, idle
+
+
 @pytest.mark.anyio
 async def test_a_replica_is_idle_from_when_its_model_was_loaded_and_never_while_one_cannot_be(monkeypatch):
     made = [FakeEngine(), UserError("ModelLoadFailed", "damaged")]
@@ -84,15 +98,7 @@ async def test_a_replica_is_idle_from_when_its_model_was_loaded_and_never_while_
         return engine
 
     monkeypatch.setattr("plinth_workloads.serving.app._loaded_engine", make)
-    monkeypatch.setattr("plinth_workloads.serving.app._room_for", lambda run, load, uri: Room(0, 1))
-    replica = Replica(ARGS)
-    now = [0.0]
-    replica._clock._clock = lambda: now[0]
-
-    async def idle(seconds):
-        now[0] += seconds
-        return (await replica.record_autoscaling_stats())["idle_seconds"]
-
+    replica, idle = clocked_replica(monkeypatch)
     assert await idle(100) == 0
     await replica.reconfigure({"uri": "models:/m/1", "holdsRequests": True})
     assert [await idle(100), await idle(7)] == [0, 7]
@@ -104,15 +110,7 @@ async def test_a_replica_is_idle_from_when_its_model_was_loaded_and_never_while_
 @pytest.mark.anyio
 async def test_a_replica_that_tries_a_version_is_not_idle_before_that_is_decided(monkeypatch):
     monkeypatch.setattr("plinth_workloads.serving.app._loaded_engine", lambda run, uri: FakeEngine())
-    monkeypatch.setattr("plinth_workloads.serving.app._room_for", lambda run, load, uri: Room(0, 1))
-    replica = Replica(ARGS)
-    now = [0.0]
-    replica._clock._clock = lambda: now[0]
-
-    async def idle(seconds):
-        now[0] += seconds
-        return (await replica.record_autoscaling_stats())["idle_seconds"]
-
+    replica, idle = clocked_replica(monkeypatch)
     model = {"uri": "models:/m/1", "holdsRequests": True}
     await replica.reconfigure(model)
     assert [await idle(100), await idle(7)] == [0, 7]
