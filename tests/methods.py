@@ -13,6 +13,7 @@ from training import ALONE, make_train_run, make_tuning_run, open_alone, write_j
 METHODS: dict[str, tuple[dict[str, Any], float]] = {
     "full": ({}, 1e-2),
     "lora": ({"r": 4, "targetModules": "q_proj, down_proj"}, 2e-2),
+    "qlora": ({"r": 4, "targetModules": "q_proj, down_proj"}, 2e-2),
     "dora": ({"r": 4, "targetModules": "q_proj, down_proj"}, 2e-2),
     "ia3": ({}, 1e-1),
     "prefix": ({"numVirtualTokens": 8}, 5e-2),

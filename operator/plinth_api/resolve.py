@@ -262,7 +262,7 @@ def _resolve_training(job: Job) -> RunTraining:
         warmup_steps=training.schedule.warmup_steps,
         decay_steps=training.schedule.decay_steps,
         final_learning_rate_fraction=training.schedule.final_learning_rate_fraction,
-        optimizer="muon" if training.optimizer.name == "muon" else "adamw",
+        optimizer=training.optimizer.name,
         weight_decay=(0.1 if isinstance(job, PretrainJob) else 0.0) if weight_decay is None else weight_decay,
         beta1=training.optimizer.beta1,
         beta2=training.optimizer.beta2,

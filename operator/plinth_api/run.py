@@ -79,7 +79,7 @@ class RunTraining(ApiModel):
     warmup_steps: int
     decay_steps: int | None
     final_learning_rate_fraction: float
-    optimizer: Literal["adamw", "muon"]
+    optimizer: Literal["adamw", "adamw8bit", "muon"]
     weight_decay: float
     beta1: float
     beta2: float

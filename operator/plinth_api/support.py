@@ -21,7 +21,6 @@ ABOVE_ONE = range(2, 65)
 _JOB_NOT_SUPPORTED: Mapping[str, Collection[object]] = {
     "spec.data.prepare": ANY,
     "spec.data.columns.audio": ANY,
-    "spec.training.optimizer.name": {"adamw8bit"},
     "spec.training.precision": {"fp8"},
     "spec.compute.parallelism.context": ABOVE_ONE,
 }
@@ -52,7 +51,6 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
         "spec.task.preference.kto": ANY,
         "spec.task.reward": ANY,
         "spec.task.reinforcement": ANY,
-        "spec.method.qlora": ANY,
         "spec.method.adaptionPrompt": ANY,
     },
     "ModelService": {
@@ -62,7 +60,6 @@ NOT_SUPPORTED: Mapping[str, Mapping[str, Collection[object]]] = {
 }
 
 INSTEAD: Mapping[str, str] = {
-    "spec.method.qlora": "4-bit weights need bitsandbytes, which the images do not have; use lora or dora",
     "spec.method.adaptionPrompt": "use prefix, which trains keys and values before every layer",
 }
 """What the refusal of a field adds, where there is something that does nearly the same."""

@@ -46,7 +46,9 @@ class Optimizer(ApiModel):
     """What turns gradients into updates."""
 
     name: Literal["adamw", "adamw8bit", "muon"] = Field(
-        default="adamw", description="name of the optimizer; muon updates matrices and leaves the rest to adamw."
+        default="adamw",
+        description="name of the optimizer; adamw8bit is adamw whose states take a quarter of the memory, muon updates "
+        "matrices and leaves the rest to adamw.",
     )
     weight_decay: float | None = Field(
         default=None,

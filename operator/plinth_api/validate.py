@@ -29,6 +29,8 @@ TASK_FORMATS = {
     "embedding": ("promptCompletion",),
 }
 
+_WHOLE_WEIGHTS_ONLY = ("adamw8bit", "muon")
+"""Optimizers whose states or steps are of whole matrices."""
 
 _CLAIM = re.compile(r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/|$)")
 
@@ -38,6 +40,7 @@ def job_problems(job: Job) -> list[Problem]:
     return [
         *_parallelism_problems(job.spec.compute, job.spec.training.optimizer.name),
         *_tensor_problems(job),
+        *_four_bit_problems(job),
         *_elastic_problems(job.spec.compute),
         *_batch_problems(job),
         *_evaluation_problems(job),
@@ -88,10 +91,10 @@ def _parallelism_problems(compute: Compute, optimizer: str) -> Iterator[Problem]
             f"{sizes.shard} shards in {sizes.replicate} copies leave some of {workers} workers without a part; "
             f"leave replicate out, or set it to {compute.data_size() // sizes.shard}",
         )
-    elif optimizer == "muon" and (compute.shard_size() > 1 or (sizes.tensor or 1) > 1):
+    elif optimizer in _WHOLE_WEIGHTS_ONLY and (compute.shard_size() > 1 or (sizes.tensor or 1) > 1):
         yield Problem(
             "spec.training.optimizer.name",
-            "not supported yet: spec.training.optimizer.name = muon with sharded weights; use adamw, or set "
+            f"not supported yet: spec.training.optimizer.name = {optimizer} with sharded weights; use adamw, or set "
             f"{path}.{'shard' if compute.shard_size() > 1 else 'tensor'} to 1",
         )
 
@@ -106,6 +109,16 @@ def _tensor_problems(job: Job) -> Iterator[Problem]:
         yield Problem(path, f"not supported yet: {path} with method {job.spec.method.name}; {instead}")
     elif objective != "causalLM":
         yield Problem(path, f"not supported yet: {path} for {objective}; {instead}")
+
+
+def _four_bit_problems(job: Job) -> Iterator[Problem]:
+    if not isinstance(job, FineTuneJob) or job.spec.method.qlora is None or job.spec.compute.shard_size() == 1:
+        return
+    yield Problem(
+        "spec.method.qlora",
+        "not supported yet: spec.method.qlora with sharded weights; set spec.compute.parallelism.shard to 1: each "
+        "worker then holds the model in 4 bits",
+    )
 
 
 def _elastic_problems(compute: Compute) -> Iterator[Problem]:

@@ -146,7 +146,7 @@ def test_the_api_server_serves_the_words_of_every_field(control_plane):
         ("pretrainjob.spec.training", "globalBatchSize"),
         ("pretrainjob.spec.training.steps", "steps"),
         ("finetunejob.spec.method.lora", "targetModules"),
-        ("modelservice.spec.scaling", "0 scales to zero"),
+        ("modelservice.spec.scaling", "with 0 the last replica"),
         ("modelservice.status.phase", "phase of the service"),
     ],
 )

@@ -46,7 +46,7 @@ def test_another_seed_gives_other_losses(tmp_path):
     assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "muon"])
 def test_stopping_and_resuming_equals_never_stopping(tmp_path, optimizer):
     training = {"steps": 12, "optimizer": {"name": optimizer}}
     spec = {"model": WITH_DROPOUT, "training": training, "checkpoint": {"everySteps": 5}}

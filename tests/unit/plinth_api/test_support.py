@@ -18,8 +18,8 @@ from plinth_api.support import CLUSTER_ONLY, INSTEAD, NOT_SUPPORTED, cluster_onl
             id="a member of a union",
         ),
         pytest.param(
-            make_pretrain_job(training={"optimizer": {"name": "adamw8bit"}}),
-            ["spec.training.optimizer.name: not supported yet: spec.training.optimizer.name = adamw8bit"],
+            make_pretrain_job(training={"precision": "fp8"}),
+            ["spec.training.precision: not supported yet: spec.training.precision = fp8"],
             id="a value",
         ),
         pytest.param(
@@ -43,10 +43,10 @@ from plinth_api.support import CLUSTER_ONLY, INSTEAD, NOT_SUPPORTED, cluster_onl
             id="a block is named once",
         ),
         pytest.param(
-            make_fine_tune_job(method={"lora": None, "qlora": {"r": 8}}),
+            make_fine_tune_job(method={"lora": None, "adaptionPrompt": {}}),
             [
-                "spec.method.qlora: not supported yet: spec.method.qlora; 4-bit weights need bitsandbytes, which the "
-                "images do not have; use lora or dora"
+                "spec.method.adaptionPrompt: not supported yet: spec.method.adaptionPrompt; use prefix, which trains keys "
+                "and values before every layer"
             ],
             id="a field with another in its place",
         ),

@@ -45,6 +45,22 @@ GATE = {"gate": [{"metric": "loss", "max": 3.0}]}
             id="muon with split layers",
         ),
         pytest.param(
+            make_fine_tune_job(
+                compute={"workers": 2, "parallelism": {"shard": 2}}, training={"optimizer": {"name": "adamw8bit"}}
+            ),
+            "spec.training.optimizer.name",
+            "not supported yet: spec.training.optimizer.name = adamw8bit with sharded weights; use adamw, or set "
+            "spec.compute.parallelism.shard to 1",
+            id="adamw8bit with shards",
+        ),
+        pytest.param(
+            make_fine_tune_job(compute={"workers": 2, "perWorker": {"gpus": 1}}, method={"lora": None, "qlora": {}}),
+            "spec.method.qlora",
+            "not supported yet: spec.method.qlora with sharded weights; set spec.compute.parallelism.shard to 1: each "
+            "worker then holds the model in 4 bits",
+            id="4 bits with shards",
+        ),
+        pytest.param(
             make_pretrain_job(
                 compute={"workers": 2, "parallelism": {"tensor": 2}}, objective={"causalLM": None, "maskedLM": {}}
             ),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from plinth_api.adaptation import DoRA, LoRA, Method
+from plinth_api.adaptation import DoRA, LoRA, Method, QLoRA
 from plinth_workloads.errors import UserError
 from plinth_workloads.models.catalog import CAUSAL_LM
 from plinth_workloads.models.heads import adapter_scope
@@ -135,14 +135,14 @@ def with_adapter(model: "PreTrainedModel", folder: Path) -> "PreTrainedModel":
 
 
 def _lora_config(model: "PreTrainedModel", method: Method, scope: dict[str, Any]) -> Any:
-    """Peft's configuration of LoRA and DoRA; `scope` is what follows from the head.
+    """Peft's configuration of LoRA, QLoRA and DoRA; `scope` is what follows from the head.
 
     Raises:
         UserError: InvalidSpec, with the names that there are, where the model lacks one that is asked for.
     """
     from peft import LoraConfig
 
-    lora: LoRA | DoRA | None = method.dora or method.lora
+    lora: LoRA | DoRA | QLoRA | None = method.dora or method.qlora or method.lora
     assert lora is not None
     linear = _linear_layers(model, scope)
     targets: str | list[str] = lora.target_modules

@@ -11,6 +11,7 @@ from plinth_workloads.errors import UserError
 from plinth_workloads.models.adapters import adapter_base_uri, attach, with_adapter
 from plinth_workloads.models.catalog import CAUSAL_LM, check_positions, model_class, new_config
 from plinth_workloads.models.fetch import fetch_model
+from plinth_workloads.models.four_bits import compute_alike_in_both_modes, four_bit_config
 from plinth_workloads.models.heads import check_same_labels, labels_of
 from plinth_workloads.models.model_load import LoadStep, current_load
 from plinth_workloads.models.tasks import task_of
@@ -30,6 +31,8 @@ def load_for_training(
     implied: Mapping[str, Any] | None = None,
 ) -> Any:
     """The model that a run trains: fp32 weights on the CPU, equal in every process.
+
+    With qlora the weights of its linear layers are in 4 bits, and all of it is where it is to be trained.
 
     Args:
         run: The run document.
@@ -57,6 +60,7 @@ def load_for_training(
             new_head=True,
             tracking_uri=run.tracking.uri,
             cache_dir=Path(run.work_dir) / "cache",
+            **(_in_four_bits(run) if run.method.qlora else {}),
         )
         if num_virtual_tokens(model):
             base_uri = adapter_base_uri(base_folder)
@@ -71,6 +75,11 @@ def load_for_training(
         assert run.model.uri is not None
         model = attach(model, run.method, tokenizer, run.model.uri, run.training.sequence_length, auto_class)
     return model
+
+
+def _in_four_bits(run: TrainRun) -> dict[str, Any]:
+    dtype = torch.bfloat16 if run.training.precision == "bf16" else torch.float32
+    return {"quantization": four_bit_config(dtype), "device": "cuda" if run.workers.gpus else "cpu"}
 
 
 def new_model(
@@ -106,6 +115,7 @@ def load_model(
     tracking_uri: str,
     cache_dir: Path,
     device: str = "cpu",
+    quantization: Any = None,
 ) -> "PreTrainedModel":
     """The model in a folder; an adapter's base is fetched by the URI that it names, and takes it in.
 
@@ -121,6 +131,8 @@ def load_model(
         tracking_uri: Where an adapter's base is found.
         cache_dir: Where it is kept.
         device: Where the weights are to be.
+        quantization: Transformers' configuration of how weights are quantised as they are read; what is not, is in fp32
+            then on any device.
 
     Returns:
         A model whose attribute `new_weights` names the weights that no file had.
@@ -131,6 +143,12 @@ def load_model(
     base_uri = adapter_base_uri(folder)
     if not new_head:
         check_same_labels(folder, uri, implied or {})
+    if base_uri is not None and quantization is not None:
+        raise UserError(
+            "InvalidSpec",
+            f"spec.model.uri: {uri} is an adapter of {base_uri}, and only a whole model can be quantised; start from "
+            f"{base_uri}, or from a version that a job with output.merge registered",
+        )
     if base_uri is not None:
         base_folder = fetch_model(base_uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
         base = load_model(
@@ -154,8 +172,9 @@ def load_model(
             output_loading_info=True,
             # Only a head that is made anew may have another size; any other weight that does not fit is an error.
             ignore_mismatched_sizes=new_head and "id2label" in (implied or {}),
-            dtype=torch.float32 if device == "cpu" else "auto",
-            device_map=None if device == "cpu" else {"": device},
+            dtype=torch.float32 if device == "cpu" or quantization else "auto",
+            device_map=None if device == "cpu" and not quantization else {"": device},
+            quantization_config=quantization,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -168,6 +187,8 @@ def load_model(
         if type(error).__name__ != "SafetensorError":
             raise
         raise UserError("ModelLoadFailed", f"{uri} has a damaged safetensors file: {error}") from error
+    if quantization is not None:
+        compute_alike_in_both_modes(model)
     model.new_weights = frozenset([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
     return model
 

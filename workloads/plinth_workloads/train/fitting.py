@@ -13,6 +13,7 @@ from torch import nn
 from plinth_api.run import TrainRun
 from plinth_workloads.data.prepare import PreparedData, plan_training_epoch
 from plinth_workloads.errors import UserError
+from plinth_workloads.models.four_bits import BYTES_PER_WEIGHT
 from plinth_workloads.models.load import new_model
 from plinth_workloads.models.stored_size import num_stored
 from plinth_workloads.objectives.objective import Objective
@@ -41,14 +42,18 @@ def expect_loading(run: TrainRun, workers: Workers, tokenizer: Any, start: Path 
     Raises:
         UserError: InvalidSpec, in every process, where one of them has not the memory.
     """
-    size = 4 * (num_stored(start) if start is not None else _num_new(run, tokenizer, objective))
+    if run.method.qlora is not None and run.workers.gpus:
+        # Each weight goes to the GPU as it is read, in 4 bits.
+        return
+    each, kind = (BYTES_PER_WEIGHT, "4 bits") if run.method.qlora else (4, "float32")
+    size = each * (num_stored(start) if start is not None else _num_new(run, tokenizer, objective))
     room = host_room()
     fits = workers.gather(size <= room.size)
     if not all(fits):
         more = f"raise {room.raised_by}" if room.raised_by else "use machines with more memory"
         raise UserError(
             "InvalidSpec",
-            f"spec.model: its weights take {size / GIB:.2f} GiB in float32, and every worker loads them whole before "
+            f"spec.model: its weights take {size / GIB:.2f} GiB in {kind}, and every worker loads them whole before "
             f"they are sharded, but has {room.size / GIB:.2f} of {room.what}; {more}, or take a smaller model",
         )
 
@@ -76,7 +81,7 @@ def expect_memory(run: TrainRun, workers: Workers, model: Any, log: ProgressLog 
     rows = 1 if run.training.auto_micro_batch_size else run.training.micro_batch_size
     tokens = tokens_of_a_row(run, model.config)
     found = estimate(shape, run, rows=rows, tokens=tokens, device=workers.device.type)
-    room = room_for_training(workers.device, model_bytes=4 * shape.parameters)
+    room = room_for_training(workers.device, model_bytes=shape.stored)
     refusals = workers.gather(refusal(found, run, room, rows=rows, on_host=on_host))
     reason = next((reason for reason in refusals if reason is not None), None)
     if reason is not None:

@@ -12,8 +12,9 @@ from typing import Any
 from torch import nn
 
 from plinth_api.run import TrainRun
+from plinth_workloads.models.four_bits import BYTES_PER_WEIGHT, is_four_bit, num_elements
 from plinth_workloads.objectives.chunked_loss import CHUNK_LOGITS
-from plinth_workloads.train.optim import hidden_matrices
+from plinth_workloads.train.optim import BYTES_PER_STATE, LEAST_ELEMENTS, hidden_matrices
 from plinth_workloads.train.parallel import transformer_blocks
 
 GIB = 1024**3
@@ -43,7 +44,9 @@ class ModelShape:
         parameters: Elements of all weights.
         trainable: Elements of the weights that move.
         matrices: Elements of the trainable weights that an optimizer for matrices would take.
-        multiplied: Elements of weights in matrix products of the blocks, which autocast copies.
+        small: Elements of trainable weights that are too small for states of 8 bits.
+        four_bit: Elements of weights that are stored in 4 bits.
+        multiplied: Elements of other weights in matrix products of the blocks, which autocast copies.
         num_blocks: Repeated blocks.
         block: Elements of the largest block.
         kept: Elements for each token that all matrix products let a backward pass keep.
@@ -74,6 +77,13 @@ class ModelShape:
     unfused: int = 0
     eager: bool = False
     drops_scores: bool = False
+    small: int = 0
+    four_bit: int = 0
+
+    @property
+    def stored(self) -> int:
+        """Bytes of all weights."""
+        return _FP32 * (self.parameters - self.four_bit) + round(BYTES_PER_WEIGHT * self.four_bit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +91,7 @@ class MemoryEstimate:
     """Bytes of one worker.
 
     Attributes:
-        weights: Its part of the weights, in float32.
+        weights: Its part of the weights, in float32 but for those in 4 bits.
         gradients: Of its part of the weights that move.
         optimizer: States of the optimizers.
         working: Weights in another form while they are used: gathered from all shards, or cast.
@@ -140,10 +150,13 @@ def shape_of(model: Any) -> ModelShape:
             rows, columns = weight.shape
             # transformers' Conv1D has its weight the other way round.
             entering, leaving = (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
+            if isinstance(module, nn.Linear):
+                # What is in 4 bits has another shape than it stands for.
+                entering, leaving = module.in_features, module.out_features
             kept += leaving + (entering if weight.requires_grad else 0)
             products += leaving
             widest = max(widest, leaving)
-            multiplied += weight.numel()
+            multiplied += 0 if is_four_bit(weight) else weight.numel()
     parameters = list(model.parameters())
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     config = getattr(model.config, "get_text_config", lambda: model.config)()
@@ -152,6 +165,8 @@ def shape_of(model: Any) -> ModelShape:
     return ModelShape(
         parameters=_elements(parameters),
         trainable=_elements(trainable),
+        small=_elements(parameter for parameter in trainable if parameter.numel() < LEAST_ELEMENTS),
+        four_bit=_elements(parameter for parameter in parameters if is_four_bit(parameter)),
         matrices=_elements(hidden_matrices(model)),
         multiplied=multiplied,
         num_blocks=len(blocks),
@@ -170,7 +185,7 @@ def shape_of(model: Any) -> ModelShape:
 
 
 def _elements(parameters: Any) -> int:
-    return sum(parameter.numel() for parameter in parameters)
+    return sum(num_elements(parameter) for parameter in parameters)
 
 
 def tokens_of_a_row(run: TrainRun, config: Any) -> int:
@@ -195,17 +210,23 @@ def estimate(shape: ModelShape, run: TrainRun, *, rows: int, tokens: int, device
         device: cpu or cuda.
     """
     parts = run.workers.shard * run.workers.tensor
-    muon = shape.matrices if run.training.optimizer == "muon" else 0
-    states = 2 * shape.trainable - muon
+    states = _states(shape, run.training.optimizer)
     return MemoryEstimate(
-        weights=_part(_FP32 * shape.parameters, parts),
+        weights=_part(shape.stored, parts),
         gradients=_part(_FP32 * shape.trainable, parts),
-        optimizer=_part(_FP32 * states, parts),
+        optimizer=_part(states, parts),
         working=_working(shape, run),
         activations=rows * tokens * (_kept_for_a_token(shape, run) + _scores_of_a_token(shape, run, tokens, device)),
         loss=_of_the_loss(shape, rows * tokens, run, device),
-        saving=_part(_FP32 * (shape.trainable + states), parts),
+        saving=_part(_FP32 * shape.trainable + states, parts),
     )
+
+
+def _states(shape: ModelShape, optimizer: str) -> int:
+    """Bytes of an optimizer's two states, of which muon keeps one for a matrix."""
+    if optimizer == "adamw8bit":
+        return round(2 * BYTES_PER_STATE * (shape.trainable - shape.small)) + 2 * _FP32 * shape.small
+    return _FP32 * (2 * shape.trainable - (shape.matrices if optimizer == "muon" else 0))
 
 
 def _part(size: int, parts: int) -> int:

@@ -2,11 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from plinth_api.run import RunTraining
+
+LEAST_ELEMENTS = 4096
+"""Of a weight whose states adamw8bit quantises; smaller ones, whose states are nothing, keep them in 32 bits."""
+
+BYTES_PER_STATE = 1 + 4 / 256
+"""Of an element whose states are quantised: a byte, and for each 256 of them a scale in 32 bits."""
 
 _EMBEDDING_MODULES = (nn.Embedding,)
 
@@ -15,10 +22,13 @@ def build_optimizers(model: nn.Module, training: RunTraining) -> list[torch.opti
     """The optimizers of a model's trainable weights.
 
     Matrices are decayed; biases, norms and other vectors are not. With muon, hidden matrices go to Muon
-    (https://kellerjordan.github.io/posts/muon/) with the step size matched to AdamW's, the rest to AdamW.
+    (https://kellerjordan.github.io/posts/muon/) with the step size matched to AdamW's, the rest to AdamW. With adamw8bit
+    AdamW's two states are quantised (https://arxiv.org/abs/2110.02861).
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     hidden = hidden_matrices(model)
+    if training.optimizer == "adamw8bit":
+        return [_adamw_8bit(trainable, training)]
     if training.optimizer == "adamw" or not hidden:
         return [_adamw(trainable, training)]
     taken = {id(parameter) for parameter in hidden}
@@ -38,17 +48,26 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _adamw(parameters: Sequence[nn.Parameter], training: RunTraining) -> torch.optim.AdamW:
+    return torch.optim.AdamW(_groups(parameters, training), **_of_adam(training), fused=True)
+
+
+def _adamw_8bit(parameters: Sequence[nn.Parameter], training: RunTraining) -> torch.optim.Optimizer:
+    # bitsandbytes takes long to import, and few runs need it.
+    from plinth_workloads.train.adamw_8bit import AdamW8bit
+
+    return AdamW8bit(_groups(parameters, training), **_of_adam(training), min_8bit_size=LEAST_ELEMENTS)
+
+
+def _groups(parameters: Sequence[nn.Parameter], training: RunTraining) -> list[dict[str, Any]]:
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=training.learning_rate,
-        betas=(training.beta1, training.beta2),
-        eps=training.epsilon,
-        fused=True,
-    )
+    return [group for group in groups if group["params"]]
+
+
+def _of_adam(training: RunTraining) -> dict[str, Any]:
+    return {"lr": training.learning_rate, "betas": (training.beta1, training.beta2), "eps": training.epsilon}
 
 
 def set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:

@@ -23,6 +23,7 @@ from plinth_workloads.evaluate.gate import GateVerdict, decide_gate
 from plinth_workloads.evaluate.metrics import measure
 from plinth_workloads.evaluate.model_card import build_model_card
 from plinth_workloads.models.fetch import fetch_model
+from plinth_workloads.models.four_bits import num_elements
 from plinth_workloads.models.load import load_for_training, load_model
 from plinth_workloads.models.virtual_tokens import run_in_rows_for, without_virtual_tokens
 from plinth_workloads.objectives.by_name import objective_of
@@ -376,4 +377,4 @@ def _write(log: ProgressLog | None, event: str, **values: Any) -> None:
 
 
 def _num_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(num_elements(parameter) for parameter in model.parameters())

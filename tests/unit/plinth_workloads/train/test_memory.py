@@ -57,6 +57,24 @@ def split_layers(size):
         pytest.param(
             BILLION, {"training": {"optimizer": {"name": "muon"}}}, 4e9, 4e9, 4.8e9, 8.8e9, id="one state a matrix"
         ),
+        pytest.param(
+            replace(BILLION, small=10**6),
+            {"training": {"optimizer": {"name": "adamw8bit"}}},
+            4e9,
+            4e9,
+            2.03125 * 999e6 + 8e6,
+            4e9 + 2.03125 * 999e6 + 8e6,
+            id="states of a byte",
+        ),
+        pytest.param(
+            replace(ADAPTED, four_bit=8 * 10**8),
+            {},
+            round(0.8e9 + (0.5 + 1 / 64 + 1 / 4096) * 8e8),
+            4e7,
+            8e7,
+            12e7,
+            id="blocks in 4 bits",
+        ),
         pytest.param(BILLION, {"training": {"precision": "bf16"}}, 4e9, 4e9, 8e9, 12e9, id="fp32 weights in bf16"),
     ],
 )
@@ -211,7 +229,7 @@ def bytes_of(tensors):
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "muon"])
 def test_state_is_what_torch_allocates(tmp_path, optimizer):
     session, _ = open_alone(make_train_run(tmp_path, training={"optimizer": {"name": optimizer}}))
     check_state(session)
@@ -220,21 +238,24 @@ def test_state_is_what_torch_allocates(tmp_path, optimizer):
 def test_state_of_an_adapter_is_what_torch_allocates(tmp_path):
     base, _ = open_alone(make_train_run(tmp_path / "base"))
     export_model(base.run, base.model, base.data.tokenizer, ALONE, tmp_path / "model")
-    session, _ = open_alone(make_tuning_run(tmp_path / "tune", tmp_path / "model"))
-    check_state(session)
+    for method in ({"lora": {}}, {"lora": None, "qlora": {}}):
+        session, _ = open_alone(make_tuning_run(tmp_path / "tune", tmp_path / "model", method=method))
+        check_state(session)
 
 
 def check_state(session):
     found = estimate(shape_of(session.model), session.run, rows=8, tokens=64, device="cpu")
     (batch,) = session.loop._loader.next_step()
     session.loss(**batch.inputs).backward()
-    assert found.weights == bytes_of(session.model.parameters())
+    scales = [value for name, value in session.model.state_dict().items() if name.endswith("absmax")]
+    assert found.weights == pytest.approx(bytes_of([*session.model.parameters(), *scales]), rel=1e-3)
     assert found.gradients == bytes_of(p.grad for p in session.model.parameters() if p.grad is not None)
     optimizers = build_optimizers(session.model, session.run.training)
     for one in optimizers:
         one.step()
-    states = [value for one in optimizers for state in one.state.values() for value in state.values()]
-    assert found.optimizer == bytes_of(value for value in states if isinstance(value, torch.Tensor) and value.ndim)
+    states = [value for one in optimizers for state in one.state_dict()["state"].values() for value in state.values()]
+    allocated = bytes_of(value for value in states if isinstance(value, torch.Tensor) and value.ndim)
+    assert found.optimizer == pytest.approx(allocated, rel=1e-4)
 
 
 FITS = Room(64 * GIB, "the machine's memory", None)

@@ -61,6 +61,33 @@ def test_muon_takes_hidden_matrices_only(tmp_path):
     assert left == {id(p) for p in model.parameters()} - taken
 
 
+def test_states_of_eight_bits_lead_where_those_of_32_do(tmp_path):
+    moved, states = {}, {}
+    for name in ("adamw", "adamw8bit"):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(64, 128), nn.Tanh(), nn.Linear(128, 1))
+        (optimizer,) = build_optimizers(model, training(tmp_path, optimizer={"name": name, "weightDecay": 0.1}))
+        input_BI, before = torch.randn(32, 64), model[0].weight.detach().clone()
+        for _ in range(20):
+            (model(input_BI) - input_BI[:, :1]).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        moved[name] = (model[0].weight.detach() - before).flatten()
+        states[name] = optimizer.state_dict()["state"]
+    assert 0.99 < torch.cosine_similarity(moved["adamw8bit"], moved["adamw"], dim=0) < 0.9999
+    # What a checkpoint can hold: tensors in a flat dictionary, two bytes for each element that is large enough.
+    matrix, vector = states["adamw8bit"][0], states["adamw8bit"][2]
+    assert {name: (value.dtype, value.numel()) for name, value in matrix.items()} == {
+        "step": (torch.float32, 1),
+        "state1": (torch.uint8, 64 * 128),
+        "state2": (torch.uint8, 64 * 128),
+        "absmax1": (torch.float32, 32),
+        "absmax2": (torch.float32, 32),
+    }
+    assert {value.dtype for value in vector.values()} == {torch.float32}
+    assert matrix["step"] == vector["step"] == 20
+
+
 def test_frozen_weights_are_in_no_optimizer(tmp_path):
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[0].requires_grad_(False)

@@ -1,0 +1,57 @@
+"""Weights in 4 bits, by bitsandbytes: what transformers is told to load them so, and how many elements they stand for.
+
+Linear layers of the blocks are stored as NF4 with quantised constants (QLoRA, https://arxiv.org/abs/2305.14314) and
+cast back for each product; embeddings, norms and the head stay as they are. It works on GPUs and on CPUs.
+"""
+
+import logging
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# It asks for kernels that would be downloaded from a hub as code; without them it warns whoever imports peft.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
+BYTES_PER_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Two weights a byte, for each 64 of them a scale in 8 bits, and for each 256 of these one in 32."""
+
+
+def four_bit_config(compute_dtype: torch.dtype) -> Any:
+    """Transformers' configuration.
+
+    Args:
+        compute_dtype: In which products with these weights are computed.
+    """
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+
+
+def compute_alike_in_both_modes(model: nn.Module) -> None:
+    """Let layers in evaluation compute as they do in training.
+
+    On some CPUs bitsandbytes' layers would round scales and inputs to bfloat16 then, so that what is measured is not
+    what is trained; and only of widths that are a multiple of 64.
+    """
+    layer: Any
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+
+
+def is_four_bit(weight: Tensor) -> bool:
+    """Whether a weight is stored in 4 bits, two elements a byte."""
+    return getattr(weight, "quant_state", None) is not None
+
+
+def num_elements(weight: Tensor) -> int:
+    """Elements of a weight, those for which it stands where it is stored in 4 bits."""
+    state: Any = getattr(weight, "quant_state", None)
+    return weight.numel() if state is None else math.prod(state.shape)
