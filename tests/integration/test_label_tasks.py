@@ -140,10 +140,11 @@ def test_docstrings_are_found_by_signatures_far_more_often_than_by_chance(tmp_pa
     ("task", "base", "method", "every"),
     [
         (CLASSIFICATION, "bert", {"lora": {"r": 2, "dropout": 0.1}}, 5),
+        (CLASSIFICATION, "bert", {"qlora": {"r": 2}}, 5),
         (WORDS, "llama", {"full": {}}, 1),
         (EMBEDDING, "bert", {"dora": {"r": 2}}, 5),
     ],
-    ids=["classification", "tokenClassification", "embedding"],
+    ids=["classification", "classification in 4 bits", "tokenClassification", "embedding"],
 )
 def test_stopping_changes_nothing(tmp_path, bases, task, base, method, every):
     rows = rows_for(task, tmp_path, every=every)

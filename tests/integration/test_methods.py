@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from methods import METHODS, VIRTUAL_TOKEN_METHODS, make_code_model, make_method_run
 from plinth_workloads.errors import UserError
-from plinth_workloads.models.four_bits import four_bit_config, num_elements
+from plinth_workloads.models.four_bits import num_elements
 from plinth_workloads.models.load import load_for_inference, load_model
 from plinth_workloads.objectives.causal_lm import CausalLMLoss
 from plinth_workloads.train.checkpoint import newest_checkpoint
@@ -59,8 +59,7 @@ def load_base(folder, method):
     """The base as the method trains it."""
     if method != "qlora":
         return AutoModelForCausalLM.from_pretrained(folder)
-    quantized = {"quantization": four_bit_config(torch.float32), "tracking_uri": "", "cache_dir": folder}
-    return load_model(folder, str(folder), **quantized)
+    return load_model(folder, str(folder), four_bits=torch.float32, tracking_uri="", cache_dir=folder)
 
 
 def test_it_is_better_than_its_base(tuned):

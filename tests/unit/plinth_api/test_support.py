@@ -45,8 +45,8 @@ from plinth_api.support import CLUSTER_ONLY, INSTEAD, NOT_SUPPORTED, cluster_onl
         pytest.param(
             make_fine_tune_job(method={"lora": None, "adaptionPrompt": {}}),
             [
-                "spec.method.adaptionPrompt: not supported yet: spec.method.adaptionPrompt; use prefix, which trains keys "
-                "and values before every layer"
+                "spec.method.adaptionPrompt: not supported yet: spec.method.adaptionPrompt; use prefix, which trains "
+                "keys and values before every layer"
             ],
             id="a field with another in its place",
         ),

@@ -1,7 +1,8 @@
 """Weights in 4 bits, by bitsandbytes: what transformers is told to load them so, and how many elements they stand for.
 
-Linear layers of the blocks are stored as NF4 with quantised constants (QLoRA, https://arxiv.org/abs/2305.14314) and
-cast back for each product; embeddings, norms and the head stay as they are. It works on GPUs and on CPUs.
+Linear layers of the repeated blocks are stored as NF4 with quantised constants (QLoRA,
+https://arxiv.org/abs/2305.14314) and cast back for each product; embeddings, norms and all heads stay as they are. It
+works on GPUs and on CPUs.
 """
 
 import logging
@@ -18,16 +19,23 @@ BYTES_PER_WEIGHT = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Two weights a byte, for each 64 of them a scale in 8 bits, and for each 256 of these one in 32."""
 
 
-def four_bit_config(compute_dtype: torch.dtype) -> Any:
+def four_bit_config(skeleton: nn.Module, compute_dtype: torch.dtype) -> Any:
     """Transformers' configuration.
 
     Args:
+        skeleton: The model, whose weights may be on no device.
         compute_dtype: In which products with these weights are computed.
     """
     from transformers import BitsAndBytesConfig
+    from transformers.pytorch_utils import Conv1D
 
+    modules = dict(skeleton.named_modules())
+    blocks = tuple(f"{name}." for name, module in modules.items() if isinstance(module, nn.ModuleList))
+    linear = [name for name, module in modules.items() if isinstance(module, nn.Linear | Conv1D)]
+    outside = [name for name in linear if not name.startswith(blocks)]
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=outside,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,

@@ -79,7 +79,7 @@ def load_for_training(
 
 def _in_four_bits(run: TrainRun) -> dict[str, Any]:
     dtype = torch.bfloat16 if run.training.precision == "bf16" else torch.float32
-    return {"quantization": four_bit_config(dtype), "device": "cuda" if run.workers.gpus else "cpu"}
+    return {"four_bits": dtype, "device": "cuda" if run.workers.gpus else "cpu"}
 
 
 def new_model(
@@ -115,7 +115,7 @@ def load_model(
     tracking_uri: str,
     cache_dir: Path,
     device: str = "cpu",
-    quantization: Any = None,
+    four_bits: torch.dtype | None = None,
 ) -> "PreTrainedModel":
     """The model in a folder; an adapter's base is fetched by the URI that it names, and takes it in.
 
@@ -131,8 +131,8 @@ def load_model(
         tracking_uri: Where an adapter's base is found.
         cache_dir: Where it is kept.
         device: Where the weights are to be.
-        quantization: Transformers' configuration of how weights are quantised as they are read; what is not, is in fp32
-            then on any device.
+        four_bits: Read weights of linear layers into 4 bits, for products in this type; all others are in fp32 then, on
+            any device.
 
     Returns:
         A model whose attribute `new_weights` names the weights that no file had.
@@ -143,7 +143,7 @@ def load_model(
     base_uri = adapter_base_uri(folder)
     if not new_head:
         check_same_labels(folder, uri, implied or {})
-    if base_uri is not None and quantization is not None:
+    if base_uri is not None and four_bits is not None:
         raise UserError(
             "InvalidSpec",
             f"spec.model.uri: {uri} is an adapter of {base_uri}, and only a whole model can be quantised; start from "
@@ -165,20 +165,32 @@ def load_model(
     num_bytes = check_weights(folder, uri)
     if load := current_load():
         load.tell(LoadStep("loading", total_bytes=num_bytes))
+    implied = implied or {}
+    given: dict[str, Any] = {
+        # Only a head that is made anew may have another size; any other weight that does not fit is an error.
+        "ignore_mismatched_sizes": new_head and "id2label" in implied,
+        "dtype": torch.float32 if device == "cpu" or four_bits else "auto",
+        "device_map": None if device == "cpu" and not four_bits else {"": device},
+        **implied,
+    }
+    if four_bits is not None:
+        given["quantization_config"] = _quantization(folder, auto_class, implied, four_bits)
+    model = _read(folder, uri, auto_class, given)
+    if four_bits is not None:
+        compute_alike_in_both_modes(model)
+    return model
+
+
+def _read(folder: Path, uri: str, auto_class: str, given: Mapping[str, Any]) -> "PreTrainedModel":
     try:
         model: PreTrainedModel
         model, found = model_class(auto_class).from_pretrained(
             folder,
             output_loading_info=True,
-            # Only a head that is made anew may have another size; any other weight that does not fit is an error.
-            ignore_mismatched_sizes=new_head and "id2label" in (implied or {}),
-            dtype=torch.float32 if device == "cpu" or quantization else "auto",
-            device_map=None if device == "cpu" and not quantization else {"": device},
-            quantization_config=quantization,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
-            **(implied or {}),
+            **given,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -187,10 +199,16 @@ def load_model(
         if type(error).__name__ != "SafetensorError":
             raise
         raise UserError("ModelLoadFailed", f"{uri} has a damaged safetensors file: {error}") from error
-    if quantization is not None:
-        compute_alike_in_both_modes(model)
     model.new_weights = frozenset([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
     return model
+
+
+def _quantization(folder: Path, auto_class: str, implied: Mapping[str, Any], four_bits: torch.dtype) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **implied)
+    with torch.device("meta"):
+        return four_bit_config(model_class(auto_class).from_config(config), four_bits)
 
 
 def load_for_inference(

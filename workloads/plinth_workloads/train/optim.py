@@ -22,8 +22,8 @@ def build_optimizers(model: nn.Module, training: RunTraining) -> list[torch.opti
     """The optimizers of a model's trainable weights.
 
     Matrices are decayed; biases, norms and other vectors are not. With muon, hidden matrices go to Muon
-    (https://kellerjordan.github.io/posts/muon/) with the step size matched to AdamW's, the rest to AdamW. With adamw8bit
-    AdamW's two states are quantised (https://arxiv.org/abs/2110.02861).
+    (https://kellerjordan.github.io/posts/muon/) with the step size matched to AdamW's, the rest to AdamW. With
+    adamw8bit AdamW's two states are quantised (https://arxiv.org/abs/2110.02861).
     """
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     hidden = hidden_matrices(model)
