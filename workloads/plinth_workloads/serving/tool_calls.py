@@ -3,9 +3,10 @@
 Enters: a text in pieces. Leaves: what of it is text, at once, and the calls that are in it. It stands alone because
 every family of models writes calls in a way of its own, and this is where a further one goes.
 
-Read are Hermes' and Qwen's `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, anywhere and several times, and
-Llama 3's answer that is nothing but `{"name": ..., "parameters": {...}}`. What does not parse, or calls a function that
-the chat does not have, stays text.
+Read are Hermes' and Qwen's `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, anywhere and several times,
+Llama 3's answer that is nothing but `{"name": ..., "parameters": {...}}`, and Mistral's that is nothing but a list of
+such objects, behind `[TOOL_CALLS]` where that is text. What does not parse, or calls a function that the chat does not
+have, stays text.
 """
 
 import json
@@ -17,6 +18,7 @@ from plinth_workloads.serving.text_stream import num_overlapping
 from plinth_workloads.serving.tool_protocol import CalledFunctionText, ToolCallText, ToolUse
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
+_LIST = "[TOOL_CALLS]"
 _KEYS = ("name", "arguments", "parameters", "type", "id")
 """Those that the object of a call may have."""
 
@@ -65,8 +67,8 @@ class ToolCallReader:
         if body.startswith(_OPEN):
             return self._take_tagged(said, body, ended=ended)
         first = not self._has_text and not self.num_calls
-        if first and _may_be_call(body):
-            if ended and not self._add_call(said, body):
+        if first and _may_be_calls(body):
+            if ended and not self._add_calls(said, body.removeprefix(_LIST), in_list=True):
                 self._say(said, len(self._held))
             return ended
         if not body and ended:
@@ -88,7 +90,7 @@ class ToolCallReader:
         inside, after = (
             (body[len(_OPEN) :], "") if close < 0 else (body[len(_OPEN) : close], body[close + len(_CLOSE) :])
         )
-        if self._add_call(said, inside):
+        if self._add_calls(said, inside):
             self._held = after
         else:
             self._say(said, len(self._held) - len(after))
@@ -99,13 +101,14 @@ class ToolCallReader:
         self._has_text = self._has_text or end > 0
         self._held = self._held[end:]
 
-    def _add_call(self, said: Said, text: str) -> bool:
-        call = _call_in(text, self._use)
-        if call is None:
+    def _add_calls(self, said: Said, text: str, *, in_list: bool = False) -> bool:
+        calls = _calls_in(text, self._use, in_list=in_list)
+        if not calls:
             return False
         self._held = ""
-        if not (self._use.only_one and self.num_calls):
-            said.calls.append(self._begun(call[0], call[1]))
+        for name, arguments in calls:
+            if not (self._use.only_one and self.num_calls):
+                said.calls.append(self._begun(name, arguments))
         return True
 
     def _add_arguments(self, said: Said, text: str) -> None:
@@ -121,20 +124,30 @@ class ToolCallReader:
         return ToolCallText(index=self.num_calls - 1, id=new_id("call"), type="function", function=function)
 
 
-def _may_be_call(text: str) -> bool:
-    """Whether a text may go on to be the object of a call."""
-    if not text.startswith("{"):
-        return False
-    key = text[1:].lstrip()
+def _may_be_calls(text: str) -> bool:
+    """Whether a text may go on to be the object of a call, or a list of some."""
+    rest = text.removeprefix(_LIST).lstrip()
+    if rest.startswith("["):
+        rest = rest[1:].lstrip()
+    if not rest:
+        return bool(text)
+    if not rest.startswith("{"):
+        return _LIST.startswith(text)
+    key = rest[1:].lstrip()
     return any(f'"{known}"'.startswith(key[: len(known) + 2]) for known in _KEYS)
 
 
-def _call_in(text: str, use: ToolUse) -> tuple[str, str] | None:
-    """The name and the arguments, as JSON, of the call that a text is; None where it is none."""
+def _calls_in(text: str, use: ToolUse, *, in_list: bool) -> list[tuple[str, str]]:
+    """The names and the arguments, as JSON, of the calls that a text is; none where any part of it is none."""
     try:
-        call: Any = json.loads(text)
+        found: Any = json.loads(text)
     except (ValueError, RecursionError):
-        return None
+        return []
+    calls = [_call_of(call, use) for call in (found if in_list and isinstance(found, list) else [found])]
+    return [call for call in calls if call is not None] if None not in calls else []
+
+
+def _call_of(call: Any, use: ToolUse) -> tuple[str, str] | None:
     if not isinstance(call, dict) or not call.keys() <= set(_KEYS):
         return None
     name, arguments = call.get("name"), call.get("arguments", call.get("parameters"))

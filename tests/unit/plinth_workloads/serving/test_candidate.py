@@ -96,9 +96,11 @@ async def test_failures_and_time_outs_of_a_version_are_its_errors_and_bad_reques
         assert (told["stable"]["requests"], told["stable"]["errors"]) == (10 - failed, 0)
     async with service(of({OLD: FakeEngine(), NEW: stuck})) as (served, http, _client):
         stuck.gate.clear()
-        served.limits = served.limits.model_copy(update={"request_timeout_seconds": 0.01, "max_prompt_tokens": 5})
+        whole = served.limits.model_copy(update={"max_prompt_tokens": 5})
+        served.limits = whole.model_copy(update={"request_timeout_seconds": 0.01})
         await tried(served, weight=99)
         assert (await http.post("/v1/completions", json={"model": "m", "prompt": "p"})).status_code == 504
+        served.limits = whole
         assert (await http.post("/v1/completions", json={"model": "m", "prompt": "p" * 6})).status_code == 400
         told = (await candidate_of(http))["candidate"]
         assert (told["requests"], told["errors"]) == (2, 1)

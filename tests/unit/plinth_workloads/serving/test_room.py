@@ -135,7 +135,7 @@ async def test_a_request_that_has_waited_for_half_its_time_is_sent_away_to_come_
         await until(lambda: old.num_running == 1)
         served.set_target(NEW)
         await until(lambda: served.held is not None)
-        served.limits = served.limits.model_copy(update={"request_timeout_seconds": 0.02})
+        served.limits = served.limits.model_copy(update={"request_timeout_seconds": 0.2})
         answer = await http.post("/v1/completions", json={"model": "m", "prompt": "p"})
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
         assert "takes the place of" in answer.json()["error"]["message"]

@@ -49,6 +49,19 @@ def read(pieces, **parameters):
             [("weather", {"city": "Oslo"})],
             id="Llama 3",
         ),
+        pytest.param(
+            f" [{WEATHER}, {TIME}]",
+            "",
+            [("weather", {"city": "Rome"}), ("time", {})],
+            id="Mistral, whose mark is no text",
+        ),
+        pytest.param(f"[TOOL_CALLS] [{WEATHER}]", "", [("weather", {"city": "Rome"})], id="Mistral"),
+        pytest.param(f"[TOOL_CALLS]{TIME}", "", [("time", {})], id="one without a list"),
+        pytest.param(f"[{TIME}, 1]", f"[{TIME}, 1]", [], id="a list that has other things"),
+        pytest.param("[1] is the first", "[1] is the first", [], id="a text in brackets"),
+        pytest.param("[TOOL_CALLS] of which", "[TOOL_CALLS] of which", [], id="a mark alone"),
+        pytest.param("[]", "[]", [], id="an empty list"),
+        pytest.param(f"<tool_call>[{TIME}]</tool_call>", f"<tool_call>[{TIME}]</tool_call>", [], id="a list in a tag"),
         pytest.param(f"See {TIME}", f"See {TIME}", [], id="an object within text"),
         pytest.param('{"name": "f", "arguments": {}}', '{"name": "f", "arguments": {}}', [], id="unknown function"),
         pytest.param('{"name": "time"}', '{"name": "time"}', [], id="no arguments"),
@@ -92,6 +105,12 @@ def test_an_object_that_cannot_be_a_call_streams_as_soon_as_that_is_clear():
     reading = reader()
 
     assert [reading.push(piece).text for piece in ["{", '"n', 'umber"', ": 1}"]] == ["", "", '{"number"', ": 1}"]
+
+
+def test_a_list_that_cannot_be_of_calls_streams_as_soon_as_that_is_clear():
+    reading = reader()
+
+    assert [reading.push(piece).text for piece in ["[", "TOO", "T", " [1"]] == ["", "", "[TOOT", " [1"]
 
 
 def test_a_client_that_wants_one_call_gets_the_first():

@@ -180,7 +180,7 @@ async def test_a_body_beyond_the_limit_is_refused():
 
 
 async def test_a_request_that_takes_too_long_ends_with_an_error():
-    limits = ServeLimits.model_construct(max_body_bytes=1024, request_timeout_seconds=0.05)
+    limits = ServeLimits.model_construct(max_body_bytes=1024, request_timeout_seconds=0.2)
     async with front(limits=limits, seconds_a_chunk=5.0) as (_, http, _asked):
         whole = await http.post(CHAT, json=HELLO)
         stream = await http.post(CHAT, json={**HELLO, "stream": True})
