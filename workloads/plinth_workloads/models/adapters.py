@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from plinth_api.adaptation import DoRA, LoRA, Method, QLoRA
+from plinth_api.adaptation import LoRA, Method
 from plinth_workloads.errors import UserError
 from plinth_workloads.models.catalog import CAUSAL_LM
 from plinth_workloads.models.heads import adapter_scope
@@ -142,7 +142,7 @@ def _lora_config(model: "PreTrainedModel", method: Method, scope: dict[str, Any]
     """
     from peft import LoraConfig
 
-    lora: LoRA | DoRA | QLoRA | None = method.dora or method.qlora or method.lora
+    lora: LoRA | None = method.dora or method.qlora or method.lora
     assert lora is not None
     linear = _linear_layers(model, scope)
     targets: str | list[str] = lora.target_modules

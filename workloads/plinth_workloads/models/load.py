@@ -173,16 +173,9 @@ def load_model(
         "device_map": None if device == "cpu" and not four_bits else {"": device},
         **implied,
     }
-    if four_bits is not None:
-        given["quantization_config"] = _quantization(folder, auto_class, implied, four_bits)
-    model = _read(folder, uri, auto_class, given)
-    if four_bits is not None:
-        compute_alike_in_both_modes(model)
-    return model
-
-
-def _read(folder: Path, uri: str, auto_class: str, given: Mapping[str, Any]) -> "PreTrainedModel":
     try:
+        if four_bits is not None:
+            given["quantization_config"] = _quantization(folder, auto_class, implied, four_bits)
         model: PreTrainedModel
         model, found = model_class(auto_class).from_pretrained(
             folder,
@@ -200,6 +193,8 @@ def _read(folder: Path, uri: str, auto_class: str, given: Mapping[str, Any]) -> 
             raise
         raise UserError("ModelLoadFailed", f"{uri} has a damaged safetensors file: {error}") from error
     model.new_weights = frozenset([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
+    if four_bits is not None:
+        compute_alike_in_both_modes(model)
     return model
 
 

@@ -147,12 +147,9 @@ def shape_of(model: Any) -> ModelShape:
         if weight.ndim == 1:
             norms += weight.numel()
         elif weight.ndim == 2:
-            rows, columns = weight.shape
-            # transformers' Conv1D has its weight the other way round.
-            entering, leaving = (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
-            if isinstance(module, nn.Linear):
-                # What is in 4 bits has another shape than it stands for.
-                entering, leaving = module.in_features, module.out_features
+            # What is in 4 bits has another shape than it stands for; transformers' Conv1D names no features.
+            is_linear = isinstance(module, nn.Linear)
+            entering, leaving = (module.in_features, module.out_features) if is_linear else weight.shape
             kept += leaving + (entering if weight.requires_grad else 0)
             products += leaving
             widest = max(widest, leaving)
