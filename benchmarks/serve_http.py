@@ -3,7 +3,7 @@
 The light engine answers the same prompts in three ways that take turns: asked in its own process, behind uvicorn in a
 process beside, and as a service of Ray Serve as `plinth serve` starts it. Clients and servers share the machine's
 cores. Time to first token is measured at three quarters of what the service can do, with requests that come at random
-times.
+times for 20 seconds, as often as there are rounds.
 
     python benchmarks/serve_http.py [--model small base] [--rounds 3]
 """
@@ -127,7 +127,7 @@ def measure(name: str, *, rounds: int) -> dict[str, Any]:
         stack.enter_context(server([sys.executable, __file__, "--plain", folder, str(ports[0])]))
         document = Path(folder) / "serve.json"
         model = {"uri": f"file://{folder}"}
-        run = {"name": "m", "engine": "torch", "trackingUri": "", "gpus": 0, "cpus": 1, "workDir": folder}
+        run = {"name": "m", "engine": "torch", "trackingUri": "", "gpus": 0, "cpus": 2, "workDir": folder}
         document.write_text(json.dumps({**run, "model": model}))
         command = [sys.executable, "-m", "plinth_workloads.serve", str(document), "--port", str(ports[1])]
         stack.enter_context(server(command))
@@ -139,10 +139,11 @@ def measure(name: str, *, rounds: int) -> dict[str, Any]:
         }
         seconds = take_turns(blocks, rounds, CLIENTS)
         load = {side: _LOAD * CLIENTS / statistics.median(seconds[side]) for side in ("asgi", "ray_serve")}
-        first = {
-            "asgi": plain.first_tokens(load["asgi"]),
-            "ray_serve": serve.first_tokens(load["ray_serve"]),
+        under_load = {
+            "asgi": lambda _: _percentiles(plain.first_tokens(load["asgi"])),
+            "ray_serve": lambda _: _percentiles(serve.first_tokens(load["ray_serve"])),
         }
+        first = take_turns(under_load, rounds, 1)
     loop.run_until_complete(sides.engine.stop())
     num_tokens = CLIENTS * subject.new_tokens
     return {
@@ -152,14 +153,16 @@ def measure(name: str, *, rounds: int) -> dict[str, Any]:
             for side in ("asgi", "ray_serve")
         },
         "load_requests_per_second": {side: round(rate, 2) for side, rate in load.items()},
-        "seconds_to_first_token": {side: _percentiles(took) for side, took in first.items()},
+        "seconds_to_first_token": {
+            side: {name: spread([one[name] for one in found], 4) for name in found[0]} for side, found in first.items()
+        },
     }
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float]:
     hundredths = statistics.quantiles(seconds, n=100, method="inclusive")
     p50, p99 = hundredths[49], hundredths[98]
-    return {"p50": round(p50, 4), "p99": round(p99, 4), "p99_over_p50": round(p99 / p50, 2), "count": len(seconds)}
+    return {"p50": p50, "p99": p99, "p99_over_p50": p99 / p50, "count": len(seconds)}
 
 
 def _free_port() -> int:

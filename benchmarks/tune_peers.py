@@ -43,7 +43,7 @@ from turns import take_turns
 _LORA = {"r": 16, "alpha": 32, "dropout": 0.0}
 
 
-FULL = Subject(384, 8, 6, 1024, LLAMA_VOCABULARY, 512, 8, 120)
+FULL = Subject(384, 8, 6, 1024, LLAMA_VOCABULARY, 512, 4, 120)
 TINY = Subject(32, 2, 2, 64, 512, 64, 2, 10)
 
 

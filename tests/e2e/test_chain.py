@@ -4,16 +4,17 @@ One story in the order of its tests; each asks for the stage that it needs, so t
 """
 
 import json
-import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import openai
 import pytest
 
+from asking import Asking
 from cluster.control_plane import wait_until
 from cluster.images import image
 from cluster.manifests import documents
@@ -90,7 +91,7 @@ def client(served: Document) -> openai.OpenAI:
 @pytest.fixture(scope="module")
 def promoted(release: Release, team: Team, timeline: Timeline, client: openai.OpenAI) -> SimpleNamespace:
     """A better version trained and taken over while somebody asks all the time."""
-    with Asking(client) as asking:
+    with Asking(partial(ask, client), pause_seconds=0.5) as asking:
         timeline.add("demo", "kubectl apply better/")
         team.kubectl("apply", "--server-side", "-f", str(DEMO / "better"))
         job = finished(release, team, timeline, "finetunejob", "pycode-docstrings-2")
@@ -104,32 +105,6 @@ def promoted(release: Release, team: Team, timeline: Timeline, client: openai.Op
         timeline.add("pycode", "version 2 in use")
         time.sleep(5)
     return SimpleNamespace(job=job, service=service, asking=asking)
-
-
-class Asking:
-    """A client that asks one question after the other, and keeps what failed."""
-
-    def __init__(self, client: openai.OpenAI) -> None:
-        self._client = client
-        self._ended = threading.Event()
-        self.answers: list[str] = []
-        self.failures: list[str] = []
-
-    def __enter__(self) -> "Asking":
-        self._thread = threading.Thread(target=self._ask_on, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _ask_on(self) -> None:
-        while not self._ended.wait(0.5):
-            try:
-                self.answers.append(ask(self._client))
-            except openai.OpenAIError as error:
-                self.failures.append(f"{type(error).__name__}: {error}")
 
 
 def ask(client: openai.OpenAI) -> str:

@@ -21,6 +21,7 @@ from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.engine import ModelEngine
 from plinth_workloads.serving.idle_clock import IdleClock
 from plinth_workloads.serving.idle_policy import IDLE_SECONDS
+from plinth_workloads.serving.paced_streams import PacedStreams
 from plinth_workloads.serving.probe_server import ProbeServer
 from plinth_workloads.serving.room import Room, needed_bytes
 from plinth_workloads.serving.served_model import ServedModel
@@ -30,10 +31,13 @@ logger = logging.getLogger(__name__)
 DEPLOYMENT = "model"
 """Name of the deployment whose user_config says which version is served."""
 
-MAX_BATCH_SIZE = 32
+MAX_BATCH_SIZE = {"cpu": 64, "cuda": 256}
+"""Rows that are decoded together: beyond, each takes about as much longer as there are more, and memory for its text.
+"""
+
 MAX_WAITING = 128
 
-_MAX_ONGOING_REQUESTS = 2 * (MAX_BATCH_SIZE + MAX_WAITING)
+_MAX_ONGOING_REQUESTS = 2 * (max(MAX_BATCH_SIZE.values()) + MAX_WAITING)
 """More than the engine takes, so that the engine answers 429 instead of Serve letting requests wait unseen."""
 
 _CACHE_SHARE = 0.5
@@ -95,7 +99,8 @@ class Replica:
         )
         keys = ApiKeys(Path(self._run.api_keys_dir)) if self._run.api_keys_dir else None
         app = build_asgi(self._served, name=self._run.name, keys=keys, front_repeats_ids=True)
-        self.asgi = self._clock = IdleClock(app)
+        self._clock = IdleClock(app)
+        self.asgi = PacedStreams(self._clock)
         self._answering: ModelEngine | None = None
         port = self._run.probe_port
         self._probes = ProbeServer(app, port=port) if port else None
@@ -196,7 +201,7 @@ def _loaded_engine(run: ServeRun, uri: str) -> ModelEngine:
     return TorchEngine(
         model,
         tokenizer,
-        max_batch_size=MAX_BATCH_SIZE,
+        max_batch_size=MAX_BATCH_SIZE[device],
         max_waiting=MAX_WAITING,
         max_cache_bytes=int(free_bytes(model.device) * _CACHE_SHARE),
     )

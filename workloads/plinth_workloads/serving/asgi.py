@@ -104,7 +104,7 @@ def build_asgi(
     app.add_middleware(LimitBody, limits=lambda: served.limits)
     if keys is not None:
         app.add_middleware(RequireKey, keys=keys, open_paths=PROBE_PATHS | PAGE_PATHS)
-    metrics = ServiceMetrics(name, stats=lambda: served.engine.stats() if served.engine else None)
+    metrics = ServiceMetrics(name, stats=served.stats)
     created = now_seconds()
 
     def model_cards() -> list[ModelCard]:

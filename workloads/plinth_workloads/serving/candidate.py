@@ -13,6 +13,7 @@ from typing import Any
 from plinth_api.model_service import PromptTemplate
 from plinth_api.run import ServeCandidate
 from plinth_api.service_state import CandidateState
+from plinth_workloads.serving.engine import ModelEngine
 from plinth_workloads.serving.served_version import Version
 from plinth_workloads.serving.version_counts import Counter, Turn
 
@@ -61,6 +62,11 @@ class Candidate:
         self._failure = LoadFailure()
         self._split = Split()
         self._begin_counting()
+
+    @property
+    def engine(self) -> ModelEngine | None:
+        """Of the version that is tried, once it is loaded."""
+        return self._version.engine if self._version else None
 
     def want(self, candidate: ServeCandidate | None) -> None:
         """Begin to try a version, change its share, or end that; requests that it answers are finished."""

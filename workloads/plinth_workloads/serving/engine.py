@@ -160,14 +160,25 @@ class CacheUse:
     prompt_tokens: int = 0
     reused_tokens: int = 0
 
+    def __add__(self, other: "CacheUse") -> "CacheUse":
+        return CacheUse(
+            self.used + other.used,
+            self.total + other.total,
+            self.prompt_tokens + other.prompt_tokens,
+            self.reused_tokens + other.reused_tokens,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What an engine is busy with."""
+    """What an engine is busy with; a sum is of two engines beside each other."""
 
     running: int
     waiting: int
     cache: CacheUse = CacheUse()
+
+    def __add__(self, other: "EngineStats") -> "EngineStats":
+        return EngineStats(self.running + other.running, self.waiting + other.waiting, self.cache + other.cache)
 
 
 class InvalidPrompt(ValueError):

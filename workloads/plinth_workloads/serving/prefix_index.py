@@ -61,11 +61,27 @@ class PrefixIndex:
             if old not in held:
                 continue
             kept = held[old]
-            if len(kept.hashes) * BLOCK + len(kept.rest) > max_tokens:
+            if _num_tokens(kept) > max_tokens:
                 kept = _Held(kept.hashes[: max_tokens // BLOCK])
             self._held[new] = kept
             for digest in kept.hashes:
                 self._slots.setdefault(digest, set()).add(new)
+
+    def exchange(self, one: int, other: int) -> None:
+        """Two slots have each other's contents."""
+        pair = self._held.pop(one, None), self._held.pop(other, None)
+        for slots in (self._slots[digest] for held in pair if held for digest in held.hashes):
+            slots -= {one, other}
+        for slot, held in zip((other, one), pair, strict=True):
+            if held is not None:
+                self._held[slot] = held
+                for digest in held.hashes:
+                    self._slots[digest].add(slot)
+
+    def num_tokens(self, slot: int) -> int:
+        """Tokens that `slot` has."""
+        held = self._held.get(slot)
+        return _num_tokens(held) if held else 0
 
     def holds(self, slot: int) -> bool:
         """Whether there is anything in `slot` that could be found."""
@@ -81,6 +97,10 @@ class PrefixIndex:
                 break
             found, num_tokens = frozenset(slots), end
         return found, num_tokens
+
+
+def _num_tokens(held: _Held) -> int:
+    return len(held.hashes) * BLOCK + len(held.rest)
 
 
 def _hash(before: bytes, block: Sequence[int]) -> bytes:

@@ -67,7 +67,7 @@ async def _health(served: ServedModel) -> JSONResponse:
 
 def _state(served: ServedModel, name: str, metrics: ServiceMetrics, keys: ApiKeys | None) -> ServiceState:
     engine = served.engine
-    stats = engine.stats() if engine else EngineStats(running=0, waiting=0)
+    stats = served.stats() or EngineStats(running=0, waiting=0)
     step = served.load.step
     return ServiceState(
         name=name,

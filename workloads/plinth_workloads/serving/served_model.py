@@ -20,7 +20,7 @@ from plinth_workloads.errors import UserError
 from plinth_workloads.models.model_load import LoadStep, ModelLoad
 from plinth_workloads.serving.brief_thread import in_brief_thread
 from plinth_workloads.serving.candidate import Candidate, LoadFailure, retired
-from plinth_workloads.serving.engine import Engine, GenerationFailed, ModelEngine
+from plinth_workloads.serving.engine import Engine, EngineStats, GenerationFailed, ModelEngine
 from plinth_workloads.serving.room import Gate, RoomFor
 from plinth_workloads.serving.served_adapters import FetchAdapter, ServedAdapters
 from plinth_workloads.serving.served_version import Version
@@ -119,6 +119,11 @@ class ServedModel:
     def engine(self) -> ModelEngine | None:
         """The engine in service, to look at; requests take a `lease`."""
         return self._version.engine if self._version else None
+
+    def stats(self) -> EngineStats | None:
+        """What all engines are busy with, of the version that is tried too; None while there is none."""
+        stats = [engine.stats() for engine in (self.engine, self.candidate.engine) if engine is not None]
+        return sum(stats[1:], start=stats[0]) if stats else None
 
     def set_target(self, uri: str, prompt: PromptTemplate | None = None) -> None:
         """Begin to load `uri`, unless that is under way or done; the version in service stays until then.

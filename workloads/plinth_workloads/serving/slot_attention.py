@@ -25,6 +25,10 @@ ATTENTION = "plinth_slots"
 _LONG = 4
 """A row that is so many times longer than the middle one is attended to alone: the others need not see as far."""
 
+_BYTES_OF_A_CALL = {"cpu": 2**19, "cuda": 2**25}
+"""What of keys and values is read in the time that one more call takes: slots of so much that no row uses may be read
+between those of others."""
+
 
 class UnsupportedAttention(Exception):
     """The model's attention has something that this one has not."""
@@ -38,6 +42,42 @@ class _Single:
     first: int
     last: int
     start: int
+
+
+class _Run:
+    """Rows of one token each whose slots are near each other, attended to at once.
+
+    Args:
+        rows: In the order of their slots.
+        device: Of the cache.
+    """
+
+    def __init__(self, rows: Sequence[_Single], device: torch.device) -> None:
+        first, slots, tokens = rows[0].slot, [row.slot for row in rows], [row.first for row in rows]
+        self.num_slots, self.length = slots[-1] + 1 - first, max(row.start for row in rows) + 1
+        self.cache = (slice(first, first + self.num_slots), slice(None), slice(0, self.length))
+        last = [0] * self.num_slots
+        for row in rows:
+            last[row.slot - first] = row.start
+        self._last_S1 = torch.tensor(last, device=device)[:, None]
+        self._masks: dict[int | None, Tensor | None] = {}
+        # A slice is a view and costs nothing, where indices copy: the usual step has all rows in order.
+        self.tokens: slice | Tensor = slice(tokens[0], tokens[0] + len(tokens))
+        if tokens != list(range(tokens[0], tokens[0] + len(tokens))):
+            self.tokens = torch.tensor(tokens, device=device)
+        self.slots: Tensor | None = None
+        if len(slots) < self.num_slots:
+            self.slots = torch.tensor(slots, device=device) - first
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """(S, 1, 1, L), or None where every row sees all L positions."""
+        if window not in self._masks:
+            position_L = torch.arange(self.length, device=self._last_S1.device)
+            seen_SL = position_L <= self._last_S1
+            if window is not None:
+                seen_SL &= position_L > self._last_S1 - window
+            self._masks[window] = None if bool(seen_SL.all()) else seen_SL[:, None, None]
+        return self._masks[window]
 
 
 class SlotStep:
@@ -62,9 +102,8 @@ class SlotStep:
         positions = [start + offset for _, start, count in rows for offset in range(count)]
         self._slot_N = torch.tensor(slots, device=device)
         self.position_N = torch.tensor(positions, device=device)
-        self._together: list[_Single] = []
+        self._together: list[_Run] = []
         self._alone: list[_Single] = []
-        self._masks: dict[int | None, Tensor | None] = {}
         self._piece_masks: dict[tuple[_Single, int | None], Tensor] = {}
         self._group(rows)
 
@@ -81,69 +120,51 @@ class SlotStep:
         values_SHCD[self._slot_N, :, self.position_N] = value_1HND[0].transpose(0, 1)
         num_queries, num_tokens = query_1QND.shape[1:3]
         out_NQD = query_1QND.new_empty(num_tokens, num_queries, values_SHCD.shape[-1])
-        if self._together:
-            self._attend_together(layer, query_1QND, out_NQD, scale)
+        for run in self._together:
+            self._attend_together(run, layer, query_1QND, out_NQD, scale)
         for single in self._alone:
             self._attend_alone(single, layer, query_1QND, out_NQD, scale)
         return out_NQD[None]
 
     def _group(self, rows: Sequence[tuple[int, int, int]]) -> None:
         first = 0
-        singles = []
+        ones: list[_Single] = []
         for slot, start, count in rows:
-            singles.append(_Single(slot, first, first + count, start))
+            (ones if count == 1 else self._alone).append(_Single(slot, first, first + count, start))
             first += count
-        ones = [single for single in singles if single.last - single.first == 1]
-        if ones:
-            middle = sorted(single.start for single in ones)[len(ones) // 2]
-            self._together = [single for single in ones if single.start < _LONG * (middle + 1)]
-            # All slots up to the last are computed, in use or not: it pays where most are.
-            if 2 * len(self._together) <= max(single.slot for single in self._together) + 1:
-                self._together = []
-        together = set(map(id, self._together))
-        self._alone = [single for single in singles if id(single) not in together]
-        if self._together:
-            self._prepare_together()
+        if not ones:
+            return
+        middle = sorted(single.start for single in ones)[len(ones) // 2]
+        self._alone += [single for single in ones if single.start >= _LONG * (middle + 1)]
+        near = sorted((single for single in ones if single.start < _LONG * (middle + 1)), key=lambda one: one.slot)
+        for run in self._runs(near):
+            if len(run) == 1:
+                self._alone += run
+            else:
+                self._together.append(_Run(run, self._slot_N.device))
 
-    def _prepare_together(self) -> None:
-        device = self._slot_N.device
-        slots, tokens = [single.slot for single in self._together], [single.first for single in self._together]
-        self._num_slots = max(slots) + 1
-        self._length = max(single.start for single in self._together) + 1
-        last = [0] * self._num_slots
-        for single in self._together:
-            last[single.slot] = single.start
-        self._last_S1 = torch.tensor(last, device=device)[:, None]
-        # A slice is a view and costs nothing, where indices copy: the usual step has all rows in order.
-        self._slots: slice | Tensor = slice(0, len(slots))
-        if slots != list(range(self._num_slots)):
-            self._slots = torch.tensor(slots, device=device)
-        self._tokens: slice | Tensor = slice(0, len(tokens))
-        if tokens != list(range(len(tokens))):
-            self._tokens = torch.tensor(tokens, device=device)
+    def _runs(self, ones: Sequence[_Single]) -> list[list[_Single]]:
+        """Rows that are computed with one call: slots between theirs are computed too, where that costs less."""
+        keys, values = self._keys[0], self._values[0]
+        position_bytes = sum(part.shape[1] * part.shape[3] * part.element_size() for part in (keys, values))
+        most_bytes = _BYTES_OF_A_CALL["cpu" if keys.device.type == "cpu" else "cuda"]
+        runs: list[list[_Single]] = []
+        for single in ones:
+            unused = single.slot - runs[-1][-1].slot - 1 if runs else 0
+            if runs and unused * (single.start + 1) * position_bytes <= most_bytes:
+                runs[-1].append(single)
+            else:
+                runs.append([single])
+        return runs
 
-    def _mask(self, window: int | None) -> Tensor | None:
-        """(S, 1, 1, L), or None where every row sees all L positions."""
-        if window not in self._masks:
-            position_L = torch.arange(self._length, device=self._last_S1.device)
-            seen_SL = position_L <= self._last_S1
-            if window is not None:
-                seen_SL &= position_L > self._last_S1 - window
-            self._masks[window] = None if bool(seen_SL.all()) else seen_SL[:, None, None]
-        return self._masks[window]
-
-    def _attend_together(self, layer: int, query_1QND: Tensor, out_NQD: Tensor, scale: float | None) -> None:
-        keys_SHLD = self._keys[layer][: self._num_slots, :, : self._length]
-        values_SHLD = self._values[layer][: self._num_slots, :, : self._length]
-        query_BQD = query_1QND[0].transpose(0, 1)[self._tokens]
-        if len(query_BQD) == self._num_slots:
-            query_SQD = query_BQD
-        else:
-            query_SQD = query_BQD.new_zeros(self._num_slots, *query_BQD.shape[1:])
-            query_SQD[self._slots] = query_BQD
-        mask = self._mask(self._windows[layer])
-        made_SQD = _of_one_token_each(query_SQD, keys_SHLD, values_SHLD, mask, scale)
-        out_NQD[self._tokens] = made_SQD[self._slots]
+    def _attend_together(self, run: _Run, layer: int, query_1QND: Tensor, out_NQD: Tensor, scale: float | None) -> None:
+        keys_SHLD, values_SHLD = self._keys[layer][run.cache], self._values[layer][run.cache]
+        query_SQD = query_BQD = query_1QND[0].transpose(0, 1)[run.tokens]
+        if run.slots is not None:
+            query_SQD = query_BQD.new_zeros(run.num_slots, *query_BQD.shape[1:])
+            query_SQD[run.slots] = query_BQD
+        made_SQD = _of_one_token_each(query_SQD, keys_SHLD, values_SHLD, run.mask(self._windows[layer]), scale)
+        out_NQD[run.tokens] = made_SQD if run.slots is None else made_SQD[run.slots]
 
     def _attend_alone(
         self, single: _Single, layer: int, query_1QND: Tensor, out_NQD: Tensor, scale: float | None

@@ -25,6 +25,7 @@ from plinth_workloads.models.output_difference import output_bound, output_diffe
 from plinth_workloads.models.virtual_tokens import num_virtual_tokens, without_virtual_tokens
 from plinth_workloads.serving.batch import CachedRow, Piece
 from plinth_workloads.serving.engine import CacheUse
+from plinth_workloads.serving.lazy_zeros import lazy_zeros
 from plinth_workloads.serving.lora_bank import LoraAdapter, LoraBank
 from plinth_workloads.serving.prefix_index import PrefixIndex
 from plinth_workloads.serving.slot_attention import ATTENTION, SlotStep, UnsupportedAttention
@@ -100,9 +101,12 @@ class SlottedBatch:
         salt = adapter.salt if adapter else ""
         sources, num_reused = self._prefixes.find(token_ids[: len(token_ids) - 1], salt)
         free = [slot for slot, row in enumerate(self._rows) if row is None]
-        slot = next((slot for slot in free if slot in sources), None)
-        if slot is None:
-            slot = min(free, key=lambda one: (self._prefixes.holds(one), self._closed_at.get(one, -1), one))
+        taken_over = next((slot for slot in free if slot in sources), None)
+        if taken_over is not None:
+            slot = self._to_lowest(taken_over, free, num_kept=self._num_virtual + num_reused)
+        else:
+            oldest = min(free, key=lambda one: (self._prefixes.holds(one), self._closed_at.get(one, -1), one))
+            slot = self._to_lowest(oldest, free, num_kept=0)
             if sources:
                 self._copy(min(sources), slot, self._num_virtual + num_reused)
             else:
@@ -203,10 +207,12 @@ class SlottedBatch:
         working = [slot for slot, row in enumerate(self._rows) if row is not None]
         latest = sorted(closed, key=lambda slot: -self._closed_at.get(slot, -1))
         kept = sorted([*working, *latest][:num_slots])
-        common = min(capacity, self._capacity)
+        # What no row has reached is not copied: it may be most of all slots.
+        held = max((self._num_virtual + self._prefixes.num_tokens(slot) for slot in kept), default=0)
+        common = min(capacity, held)
         for parts in (self._keys, self._values):
             for layer, part in enumerate(parts):
-                parts[layer] = part.new_zeros(num_slots, part.shape[1], capacity, part.shape[3])
+                parts[layer] = lazy_zeros((num_slots, part.shape[1], capacity, part.shape[3]), like=part)
                 parts[layer][: len(kept), :, :common] = part[kept, :, :common]
         rows = [self._rows[slot] for slot in kept]
         self._rows = [*rows, *([None] * (num_slots - len(kept)))]
@@ -216,6 +222,23 @@ class SlottedBatch:
         self._closed_at = {new: self._closed_at[old] for new, old in enumerate(kept) if old in self._closed_at}
         self._prefixes.move({old: new for new, old in enumerate(kept)}, max_tokens=capacity - self._num_virtual)
         self._capacity = capacity
+
+    def _to_lowest(self, slot: int, free: Sequence[int], *, num_kept: int) -> int:
+        """The lowest free slot, which has the first positions of `slot` from now on: rows in work stay side by side.
+
+        What it held goes to `slot`, to be found there.
+        """
+        lowest = free[0]
+        if lowest == slot:
+            return slot
+        num_held = self._num_virtual + self._prefixes.num_tokens(lowest)
+        for part in (*self._keys, *self._values):
+            kept = part[slot, :, :num_kept].clone()
+            part[slot, :, :num_held] = part[lowest, :, :num_held]
+            part[lowest, :, :num_kept] = kept
+        self._prefixes.exchange(slot, lowest)
+        self._closed_at[slot], self._closed_at[lowest] = self._closed_at.get(lowest, -1), self._closed_at.get(slot, -1)
+        return lowest
 
     def _copy(self, source: int, target: int, length: int) -> None:
         for part in (*self._keys, *self._values):

@@ -75,7 +75,7 @@ class TorchEngine:
         model: Any,
         tokenizer: Any,
         *,
-        max_batch_size: int = 32,
+        max_batch_size: int = 64,
         max_waiting: int = 128,
         max_step_tokens: int | None = None,
         max_cache_bytes: int = 2**31,

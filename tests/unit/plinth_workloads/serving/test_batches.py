@@ -1,5 +1,8 @@
 """Rows that join, decode and leave together have the logits that each has alone, without a cache, in both kinds."""
 
+import resource
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import (
@@ -18,7 +21,9 @@ from transformers import (
 
 from plinth_api.adaptation import Method
 from plinth_workloads.models.adapters import attach
+from plinth_workloads.serving import slot_attention
 from plinth_workloads.serving.batch import Piece
+from plinth_workloads.serving.lazy_zeros import lazy_zeros
 from plinth_workloads.serving.padded_batch import PaddedBatch
 from plinth_workloads.serving.slotted_batch import SlottedBatch, slotted_batch
 from plinth_workloads.serving.torch_engine import TorchEngine
@@ -286,3 +291,56 @@ def test_what_is_not_a_number_stays_in_its_row():
 def test_virtual_tokens_take_positions_from_the_context(name):
     engine = TorchEngine(make_adapted(name), make_tokenizer())
     assert engine.context_length == CONTEXT_LENGTH - (0 if name == "none" else 5)
+
+
+@pytest.mark.parametrize("bytes_of_a_call", [0, 2**30])
+@pytest.mark.parametrize("name", ["gemma3, some layers with a window", "gpt2"])
+def test_rows_with_unused_slots_between_them_are_what_they_are_alone(name, bytes_of_a_call, monkeypatch):
+    monkeypatch.setattr(slot_attention, "_BYTES_OF_A_CALL", {"cpu": bytes_of_a_call})
+    model = make_decoder(DECODERS[name])
+    rows = Rows(slots(model, max_rows=16), model)
+    for number in range(12):
+        rows.open(f"r{number}", [1 + number, 2, 3 + number])
+        rows.step(**{f"r{number}": 3})
+    for number in (0, 2, 3, 4, 5, 8):
+        rows.close(f"r{number}")
+    left = ["r1", "r6", "r7", "r9", "r10", "r11"]
+    for _ in range(3):
+        rows.step(**dict.fromkeys(left, 1))
+    rows.step(r11=1, r1=1)
+
+
+def test_rows_begin_side_by_side_and_what_others_left_is_found_elsewhere():
+    model = make_model()
+    rows = Rows(slots(model), model)
+    prompts = {name: [first + number % 40 for number in range(35)] for first, name in enumerate("abcde", start=5)}
+    for name in "abcd":
+        rows.open(name, prompts[name])
+        rows.step(**{name: 35})
+    rows.close("b")
+    rows.close("a")
+    assert rows.open("e", prompts["e"]).slot == 0  # in the place of b, which is the oldest, and before it
+    rows.step(e=35, d=1)
+    again = rows.open("a", prompts["a"])
+    assert (again.slot, again.length) == (1, 32)
+    rows.step(a=3, e=1)
+    rows.close("e")
+    rows.close("d")
+    again = rows.open("d", prompts["d"])
+    assert (again.slot, again.length) == (0, 32)
+    rows.step(d=3, a=1, c=1)
+    again = rows.open("e", prompts["e"])
+    assert (again.slot, again.length) == (3, 32)
+    rows.step(e=3, d=1, a=1, c=1)
+
+
+def test_slots_that_nobody_has_reached_take_no_memory():
+    before = resident_bytes()
+    zeros = lazy_zeros((64, 2**20), like=torch.zeros(1))
+    zeros[3] = 1
+    assert resident_bytes() - before < 2 * zeros[3].nbytes < zeros.nbytes / 10
+    assert zeros[2].count_nonzero() == zeros[4].count_nonzero() == 0
+
+
+def resident_bytes():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

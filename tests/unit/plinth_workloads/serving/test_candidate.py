@@ -124,6 +124,17 @@ async def test_a_client_that_goes_away_without_a_text_has_waited_so_long():
         stuck.gate.set()
 
 
+async def test_what_both_are_busy_with_is_told_together():
+    old, new = FakeEngine(), FakeEngine()
+    async with service(of({OLD: old, NEW: new})) as (served, http, _):
+        assert served.stats() == old.stats()
+        await tried(served)
+        old.num_running, new.num_running = 2, 3
+        assert (await http.get("/-/state")).json()["running"] == 5
+        assert 'plinth_requests_running{model_name="m"} 5.0' in (await http.get("/metrics")).text
+        old.num_running = new.num_running = 0
+
+
 async def test_requests_for_adapters_stay_with_the_version_in_service():
     old, new = FakeEngine(("old",)), FakeEngine(("new",))
     async with service(of({OLD: old, NEW: new})) as (served, _, client):

@@ -55,3 +55,16 @@ def test_slots_that_move_keep_what_still_fits():
     assert index.find([9, *TOKENS]) == ({0}, 2 * BLOCK)
     index.forget(0)
     assert index.find([9, *TOKENS]) == (frozenset(), 0)
+
+
+def test_slots_that_exchange_their_contents_are_found_by_them():
+    index = make_index(s0=TOKENS, s1=[9, *TOKENS], s2=TOKENS)
+    index.exchange(0, 1)
+    index.exchange(1, 3)
+    assert index.find(TOKENS) == ({2, 3}, 3 * BLOCK)
+    assert index.find([9, *TOKENS]) == ({0}, 3 * BLOCK)
+    assert [index.num_tokens(slot) for slot in range(4)] == [len(TOKENS) + 1, 0, len(TOKENS), len(TOKENS)]
+    index.extend(3, [1] * BLOCK)
+    index.exchange(2, 3)
+    index.forget(3)
+    assert index.find(TOKENS) == ({2}, 3 * BLOCK)
