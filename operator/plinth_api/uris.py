@@ -30,6 +30,11 @@ def mounted(uri: str, volume_root: str) -> str:
     return f"file://{volume_root.rstrip('/')}/{uri.removeprefix('pvc://')}"
 
 
+def unmounted(text: str, volume_root: str) -> str:
+    """A URI, or any text, in which what `mounted` makes is pvc:// again, as its user wrote it."""
+    return text.replace(f"file://{volume_root.rstrip('/')}/", "pvc://")
+
+
 def holds_password(uri: str) -> bool:
     """Whether `uri` has the form scheme://user:password@host: it would end up in logs and run records."""
     return urlsplit(uri).password is not None

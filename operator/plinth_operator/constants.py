@@ -13,6 +13,9 @@ ATTEMPT_LABEL = "plinth.dev/attempt"
 ENGINE_LABEL = "plinth.dev/engine"
 """On pods and Service of what vLLM serves, whose metrics are at another port than those of the torch engine."""
 
+VOLUME_ROOT = "/mnt/plinth/volumes"
+"""In our pods pvc://claim/path is VOLUME_ROOT/claim/path; what they say of it is told as pvc:// again."""
+
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 QUEUE_PRIORITY_LABEL = "kueue.x-k8s.io/priority-class"

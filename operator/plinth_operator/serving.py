@@ -17,6 +17,8 @@ import aiohttp
 
 from plinth_api.quantity import told_bytes
 from plinth_api.service_state import LoadState, ServiceState
+from plinth_api.uris import unmounted
+from plinth_operator.constants import VOLUME_ROOT
 from plinth_operator.facts import Observed, PodFacts, ReplicaState
 from plinth_operator.plan.access import serve_service_name
 from plinth_operator.queue import WorkQueue
@@ -129,7 +131,7 @@ def replica_state(body: bytes, now: datetime) -> ReplicaState:
     Raises:
         ValueError: The answer is not that of a replica.
     """
-    found = ServiceState.model_validate_json(body)
+    found = ServiceState.model_validate_json(unmounted(body.decode(errors="replace"), VOLUME_ROOT))
     return ReplicaState(
         model_uri=found.model_uri or "",
         target_uri=found.target_uri,

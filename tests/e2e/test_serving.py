@@ -15,8 +15,6 @@ import pytest
 from asking import Asking
 from cluster.control_plane import wait_until
 from makers import service_document
-from plinth_api.uris import mounted
-from plinth_operator.plan.paths import VOLUME_ROOT
 from soak_server import write_models
 from teams import Document, Team
 
@@ -36,11 +34,6 @@ MOST_TOKENS = 32
 def uri(name: str) -> str:
     """Of one of the models on the claim."""
     return f"pvc://models/{name}"
-
-
-def told_uri(name: str) -> str:
-    """The same in a status: where the claim is mounted."""
-    return mounted(uri(name), VOLUME_ROOT)
 
 
 @pytest.fixture(scope="module")
@@ -109,16 +102,14 @@ def at_zero(team: Team, rolled_back: SimpleNamespace) -> Document:
 
 @pytest.fixture(scope="module")
 def woken(team: Team, client: openai.OpenAI, at_zero: Document) -> SimpleNamespace:
-    """A version that comes while there is no replica, and then a request."""
-    patch(team, "first")
-    time.sleep(20)
-    asleep = team.status(KIND, NAME)
+    """A request while there is no replica, and then another version."""
     began = time.monotonic()
     text = ask(client.with_options(timeout=300))
     seconds = time.monotonic() - began
     with Asking(partial(ask, client), pause_seconds=0.1) as asking:
-        status = rolled_out(team, "first", "Promoted")
-    return SimpleNamespace(asleep=asleep, text=text, seconds=seconds, status=status, asking=asking)
+        rolled_out(team, "first", "Promoted")
+        in_service(team, "first")
+    return SimpleNamespace(text=text, seconds=seconds, asking=asking)
 
 
 def ask(client: openai.OpenAI, model: str = NAME) -> str:
@@ -139,16 +130,14 @@ def rolled_out(team: Team, model: str, phase: str) -> Document:
 
     def has_ended(status: Document) -> bool:
         rollout: Document = status.get("rollout") or {}
-        return rollout.get("phase") == phase and rollout["candidate"]["uri"] == told_uri(model)
+        return rollout.get("phase") == phase and rollout["candidate"]["uri"] == uri(model)
 
     return team.wait(KIND, NAME, has_ended, ROLLOUT_SECONDS, what=f"{model} {phase}")
 
 
 def in_service(team: Team, model: str) -> Document:
     """Wait until a version is in service; the status."""
-    return team.wait(
-        KIND, NAME, lambda status: status["model"]["uri"] == told_uri(model), 60, what=f"{model} in service"
-    )
+    return team.wait(KIND, NAME, lambda status: status["model"]["uri"] == uri(model), 60, what=f"{model} in service")
 
 
 def workers(team: Team) -> list[Document]:
@@ -175,7 +164,7 @@ def test_more_than_the_limit_is_refused(client: openai.OpenAI):
 
 def test_another_version_is_promoted_step_by_step_without_a_failed_request(promoted: SimpleNamespace):
     assert promoted.asking.failures == []
-    assert promoted.rollout["stable"]["uri"] == told_uri("first")
+    assert promoted.rollout["stable"]["uri"] == uri("first")
     # Both have the same weights.
     assert len(set(promoted.asking.answers)) == 1
 
@@ -184,7 +173,7 @@ def test_a_broken_version_is_taken_back_and_nobody_sees_it(rolled_back: SimpleNa
     assert rolled_back.asking.failures == []
     assert rolled_back.status["rollout"]["reason"] == "CandidateNotLoaded"
     assert rolled_back.status["phase"] == "Ready"
-    assert rolled_back.status["model"]["uri"] == told_uri("second")
+    assert rolled_back.status["model"]["uri"] == uri("second")
 
 
 def test_a_service_that_nobody_asks_gives_its_pod_back_and_keeps_its_head(at_zero: Document, team: Team):
@@ -192,19 +181,14 @@ def test_a_service_that_nobody_asks_gives_its_pod_back_and_keeps_its_head(at_zer
     assert len(team.pods(NAME, **{"ray.io/node-type": "head"})) == 1
 
 
-def test_a_new_version_wakes_nobody(woken: SimpleNamespace):
-    assert woken.asleep["readyReplicas"] == 0
-    assert woken.asleep["rollout"]["phase"] == "Progressing"
-
-
 def test_the_next_request_waits_for_a_replica_and_is_answered(woken: SimpleNamespace, promoted: SimpleNamespace):
     print(f"\nthe first request after no replica: {woken.seconds:.0f} s")  # noqa: T201
     assert woken.text == promoted.asking.answers[0]
 
 
-def test_the_version_that_came_meanwhile_is_promoted_then(woken: SimpleNamespace, team: Team):
+def test_the_replica_that_was_started_takes_versions_over_as_the_first_did(woken: SimpleNamespace, team: Team):
     assert woken.asking.failures == []
-    assert in_service(team, "first")["readyReplicas"] == 1
+    assert team.status(KIND, NAME)["readyReplicas"] == 1
 
 
 def test_its_end_leaves_nothing_behind(woken: SimpleNamespace, team: Team):

@@ -1,8 +1,5 @@
 """Where things lie in our pods: written into run documents and mounted by pod templates, so that the two agree."""
 
-VOLUME_ROOT = "/mnt/plinth/volumes"
-"""pvc://claim/path is VOLUME_ROOT/claim/path."""
-
 CACHE_DIR = "/mnt/plinth/cache"
 """Caches of libraries and the home folder; ends with the pod."""
 

@@ -9,11 +9,11 @@ from plinth_api.quantity import parse_quantity
 from plinth_api.resolve import ResolveSettings
 from plinth_api.run import TrainRun
 from plinth_api.uris import mounted
-from plinth_operator.constants import CLUSTER_TAG, UID_TAG
+from plinth_operator.constants import CLUSTER_TAG, UID_TAG, VOLUME_ROOT
 from plinth_operator.facts import Manifest
 from plinth_operator.plan.access import PROBE_PORT
 from plinth_operator.plan.metadata import child_metadata, child_name, namespace_of, sealed, uid_of
-from plinth_operator.plan.paths import API_KEYS_FOLDER, MODEL_CACHE_DIR, RUN_KEY, SERVICE_WORK_DIR, VOLUME_ROOT
+from plinth_operator.plan.paths import API_KEYS_FOLDER, MODEL_CACHE_DIR, RUN_KEY, SERVICE_WORK_DIR
 from plinth_operator.plan.storage import uses_platform_storage
 from plinth_operator.settings import Settings
 

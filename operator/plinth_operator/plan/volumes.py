@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 from plinth_api.model_service import ModelService
 from plinth_api.parse import Resource
+from plinth_operator.constants import VOLUME_ROOT
 from plinth_operator.plan.paths import (
     API_KEYS_FOLDER,
     CACHE_DIR,
     MODEL_CACHE_DIR,
     RUN_FOLDER,
     SERVICE_WORK_DIR,
-    VOLUME_ROOT,
 )
 from plinth_operator.plan.storage import checkpoint_claim, uri_claims
 from plinth_operator.settings import Settings

@@ -4,6 +4,8 @@ import json
 import re
 from collections.abc import Iterator
 
+from plinth_api.uris import unmounted
+from plinth_operator.constants import VOLUME_ROOT
 from plinth_operator.status.reasons import REASONS, Cause
 
 _MOST_LINES = 10
@@ -50,7 +52,8 @@ def recorded_failure(message: str) -> Cause | None:
         for record in _objects(line):
             if record.get("plinth") == "failure" and isinstance(record.get("reason"), str):
                 reason = str(record["reason"])
-                return Cause(reason if reason in REASONS else "UserCodeError", str(record.get("message") or reason))
+                text = unmounted(str(record.get("message") or reason), VOLUME_ROOT)
+                return Cause(reason if reason in REASONS else "UserCodeError", text)
     return None
 
 

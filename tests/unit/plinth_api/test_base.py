@@ -10,7 +10,16 @@ from plinth_api.common import EnvVar
 from plinth_api.parse import models_in
 from plinth_api.quantity import parse_quantity
 from plinth_api.status import EvaluationStatus, JobStatus, Progress
-from plinth_api.uris import is_registry_uri, local_path, mounted, pinned, registry_parts, registry_uri, scheme_of
+from plinth_api.uris import (
+    is_registry_uri,
+    local_path,
+    mounted,
+    pinned,
+    registry_parts,
+    registry_uri,
+    scheme_of,
+    unmounted,
+)
 
 
 class Shape(ApiModel):
@@ -99,6 +108,8 @@ def test_uris():
     assert local_path("pvc://a/b") is None
     assert mounted("pvc://a/b", "/volumes/") == "file:///volumes/a/b"
     assert mounted("hf://a/b", "/volumes") == "hf://a/b"
+    assert unmounted("file:///volumes/a/b", "/volumes/") == "pvc://a/b"
+    assert unmounted("file:///other/a is not file:///volumes/a/b", "/volumes") == "file:///other/a is not pvc://a/b"
     assert registry_uri("models:/a@b", "") == "models:/a@b"
     assert registry_uri("models:/a@b", "n.") == "models:/n.a@b"
     assert registry_uri("models:/n.a@b", "n.") == "models:/n.a@b"

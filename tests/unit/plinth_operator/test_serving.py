@@ -46,6 +46,13 @@ def test_adapters_are_those_that_answer_and_why_the_others_do_not():
     assert found.adapter_errors == (("docs", "it is damaged"),)
 
 
+def test_what_lies_on_a_claim_is_told_as_its_user_wrote_it():
+    at = "file:///mnt/plinth/volumes/models/chat"
+    found = read(model_uri=at, load_error=f"{at} is not a folder", adapters=(AdapterState(name="docs", uri=at),))
+    told = "pvc://models/chat"
+    assert (found.model_uri, found.load_error, found.adapters) == (told, f"{told} is not a folder", (("docs", told),))
+
+
 def test_what_another_version_of_the_image_tells_besides_is_passed_over():
     told = {**ServiceState(target_uri=URI).to_wire(), "cacheHits": 3}
     assert replica_state(json.dumps(told).encode(), NOW).target_uri == URI

@@ -1,8 +1,10 @@
 """What plan_service does about a service."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -13,7 +15,15 @@ from plinth_api.model_service import PromptTemplate
 from plinth_api.run import ServeModel
 from plinth_api.service_state import CandidateState
 from plinth_operator.constants import CLUSTER_HASH_ANNOTATION, HASH_ANNOTATION
-from plinth_operator.facts import ApplicationFacts, Manifest, ObjectFacts, Observed, RayServiceFacts, ReplicaState
+from plinth_operator.facts import (
+    ApplicationFacts,
+    ClaimFacts,
+    Manifest,
+    ObjectFacts,
+    Observed,
+    RayServiceFacts,
+    ReplicaState,
+)
 from plinth_operator.plan.plan import Plan
 from plinth_operator.plan.services import plan_service
 from rendering import SETTINGS, UID
@@ -39,9 +49,9 @@ def facts(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def made(**fields: Any) -> Observed:
+def made(spec: Mapping[str, Any] = MappingProxyType({}), **fields: Any) -> Observed:
     """The service as it is once its children are made and answer with version 3."""
-    policy, service = plan(SEEN).children
+    policy, service = plan(replace(SEEN, claims=fields.get("claims", {})), **spec).children
     known = RayServiceFacts(
         **facts(service),
         cluster_hash=service["metadata"]["annotations"][CLUSTER_HASH_ANNOTATION],
@@ -133,6 +143,20 @@ def test_a_new_version_is_tried_beside_the_old_one_where_the_spec_says_so():
     assert rolled_back is not None
     assert ready is not None
     assert (rolled_back["status"], ready["status"]) == ("False", "True")
+
+
+def test_what_lies_on_a_claim_is_told_as_its_user_wrote_it_and_mounted_for_replicas():
+    first, second, root = "pvc://models/one", "pvc://models/two", "file:///mnt/plinth/volumes/models"
+    claim = ClaimFacts("PersistentVolumeClaim", "team-a", "models", "c", "", 1, phase="Bound")
+    spec = {"model": {"uri": first}}
+    seen = made(spec, replica=ReplicaState(first, first, "", NOW), claims={"models": claim})
+    before = plan(seen, **spec).status
+    assert (before["phase"], before["model"]["uri"], before["model"]["name"]) == ("Ready", first, "models/one")
+    found = plan(seen, before, model={"uri": second}, **CANARY)
+    told = user_config(found)
+    assert (told["uri"], told["candidate"]["uri"]) == (f"{root}/one", f"{root}/two")
+    assert found.status["rollout"]["candidate"]["uri"] == second
+    assert found.status["message"] == f"{second} is being loaded beside {first}"
 
 
 def test_a_service_whose_new_version_was_taken_back_is_well_and_says_so():
