@@ -39,7 +39,7 @@ e2e: $(STAMP) ## A real node: images, Helm, the whole chain and four faults (hal
 	$(E2E) -m 'not long' tests/e2e
 
 .PHONY: e2e-faults
-e2e-faults: $(STAMP) ## A real node: every fault, security, and Kueue
+e2e-faults: $(STAMP) ## A real node: every fault, security, Kueue, and all that a service does
 	$(E2E) --with-kueue tests/e2e
 
 .PHONY: test-long

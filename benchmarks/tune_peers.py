@@ -71,7 +71,7 @@ def main() -> int:
         done = take_turns(sides, arguments.rounds, arguments.steps)
         for side in sides.values():
             side.end()
-    figures = {side: _figures(done, side) for side in arguments.sides}
+    figures = {side: _figures(done, side, arguments.steps) for side in arguments.sides}
     sys.stdout.write(_table(figures))
     if not arguments.tiny:
         settings = {**asdict(subject), "steps_a_block": arguments.steps, "rounds": arguments.rounds, "lora": _LORA}
@@ -244,7 +244,7 @@ def _trl_packed(folder: Path, subject: Subject) -> Block:
 _SIDES: Mapping[str, Callable[[Path, Subject], Block]] = {"ours": _ours, "trl": _trl, "trl_packed": _trl_packed}
 
 
-def _figures(done: Mapping[str, Sequence[Done]], side: str) -> dict[str, Any]:
+def _figures(done: Mapping[str, Sequence[Done]], side: str, steps: int) -> dict[str, Any]:
     """Tokens a second and memory of one side, and by how much ours is faster, round by round."""
     speeds = {name: [block.tokens / block.seconds for block in blocks] for name, blocks in done.items()}
     ratios = {}
@@ -253,7 +253,7 @@ def _figures(done: Mapping[str, Sequence[Done]], side: str) -> dict[str, Any]:
         ratios = {"ours_over_it": spread([ours / theirs for ours, theirs in pairs])}
     return {
         "tokens_per_second": round(statistics.median(speeds[side])),
-        "tokens_a_step": round(statistics.mean(block.tokens for block in done[side])),
+        "tokens_a_step": round(statistics.mean(block.tokens / steps for block in done[side])),
         "peak_bytes": max(block.peak_bytes for block in done[side]),
         **ratios,
     }

@@ -10,10 +10,12 @@ import functools
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from plinth_workloads.models.output_difference import output_bound, output_difference
 
@@ -31,6 +33,10 @@ _NUM_PREPARED = _NUMS_TOKENS.index(128) + 1
 
 _TOLERANCE = 1e-3
 """Of the largest number; what adds in another order differs by far less."""
+
+
+_KINDS = (nn.Linear, Conv1D)
+"""The second is GPT-2's: a linear layer whose weights lie the other way round."""
 
 
 class PackedLinear(nn.Linear):
@@ -61,26 +67,44 @@ def pack_linear_layers(model: nn.Module, probe: Callable[[], Tensor]) -> None:
         probe: What the model gives for an input of some tokens, without gradients: it has to stay as it was, which
             it would not where a model reads the weights of its layers itself.
     """
-    layers = [module for module in model.modules() if type(module) is nn.Linear and _can_be_packed(module.weight)]
+    found = (module for module in model.modules() if isinstance(module, _KINDS) and type(module) in _KINDS)
+    layers = [layer for layer in found if _can_be_packed(layer.weight)]
     if not layers or not _works():
         return
     expected = probe()
-    for layer in layers:
-        layer.weight = nn.Parameter(_packed(layer.weight.detach()), requires_grad=False)
-        layer.__class__ = PackedLinear
+    kinds = [type(layer) for layer in layers]
+    packed = [_pack(layer) for layer in layers]
     difference = _difference(probe, expected)
     if difference is None:
-        _prepare(layers)
+        _prepare(packed)
         logger.info("%d linear layers are packed for oneDNN", len(layers))
         return
     logger.info("%s is not packed for oneDNN: %s", type(model).__name__, difference)
-    for layer in layers:
-        layer.weight = nn.Parameter(layer.weight.detach().to_dense(), requires_grad=False)
-        layer.__class__ = nn.Linear
+    for layer, kind in zip(packed, kinds, strict=True):
+        _unpack(layer, kind)
+
+
+def _pack(layer: nn.Linear | Conv1D) -> PackedLinear:
+    """The same module as another kind."""
+    weight_OI = layer.weight.detach()
+    if isinstance(layer, Conv1D):
+        weight_OI = weight_OI.T
+        layer.out_features, layer.in_features = weight_OI.shape
+    layer.weight = nn.Parameter(_packed(weight_OI), requires_grad=False)
+    layer.__class__ = PackedLinear
+    return cast(PackedLinear, layer)
+
+
+def _unpack(layer: nn.Module, kind: type[nn.Module]) -> None:
+    assert isinstance(layer, PackedLinear)
+    weight_OI = layer.weight.detach().to_dense()
+    weight = weight_OI.T.contiguous() if kind is Conv1D else weight_OI
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.__class__ = kind
 
 
 @torch.inference_mode()
-def _prepare(layers: Sequence[nn.Linear]) -> None:
+def _prepare(layers: Sequence[PackedLinear]) -> None:
     for layer in {(layer.in_features, layer.out_features, layer.bias is None): layer for layer in layers}.values():
         for num_tokens in _NUMS_TOKENS[:_NUM_PREPARED]:
             layer(torch.zeros(num_tokens, layer.in_features))

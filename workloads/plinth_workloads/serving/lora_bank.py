@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from plinth_workloads.errors import UserError
 from plinth_workloads.models.virtual_tokens import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -76,7 +77,7 @@ def load_lora(folder: Path, model: nn.Module) -> LoraWeights:
         layer = linears.get(name)
         if layer is None:
             raise UserError("ModelLoadFailed", f"{folder}: the adapter is for another model: no linear layer {name}")
-        if (down_RI.shape[1], up_OR.shape[0]) != (layer.in_features, layer.out_features):
+        if (down_RI.shape[1], up_OR.shape[0]) != _sizes(layer):
             raise UserError("ModelLoadFailed", f"{folder}: the adapter is for another model: {name} has another size")
         layers[name] = (down_RI, up_OR * _scale(config, name, down_RI.shape[0]))
     rank = max(down_RI.shape[0] for down_RI, _ in layers.values())
@@ -137,9 +138,9 @@ class LoraBank:
         self._num, self._rank = num, rank
 
     def _empty(self, layer: str, num: int, rank: int) -> tuple[Tensor, Tensor]:
-        linear = self._linears[layer]
-        zeros = partial(torch.zeros, dtype=linear.weight.dtype, device=self._device)
-        return zeros(num, linear.in_features, rank), zeros(num, rank, linear.out_features)
+        num_inputs, num_outputs = _sizes(self._linears[layer])
+        zeros = partial(torch.zeros, dtype=self._linears[layer].weight.dtype, device=self._device)
+        return zeros(num, num_inputs, rank), zeros(num, rank, num_outputs)
 
     def _add_layer(self, layer: str) -> None:
         self._stacks[layer] = self._empty(layer, self._num, self._rank)
@@ -238,5 +239,10 @@ def _scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
     return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
 
 
-def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
-    return ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear))
+def _linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear | Conv1D]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D))
+
+
+def _sizes(layer: nn.Linear | Conv1D) -> tuple[int, int]:
+    """Inputs and outputs; a Conv1D is GPT-2's linear layer."""
+    return (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)

@@ -66,6 +66,12 @@ FAILURES = [
         "AccessDenied",
         "b",
     ),
+    (
+        "a path on a claim",
+        {"message": record("DatasetNotFound", "file:///mnt/plinth/volumes/corpora/a.jsonl is not there")},
+        "DatasetNotFound",
+        "pvc://corpora/a.jsonl is not there",
+    ),
     ("a record without a message", {"message": '{"plinth": "failure", "reason": "LossNaN"}'}, "LossNaN", "LossNaN"),
     ("a record of a reason that is not listed", {"message": record("Odd", "words")}, "UserCodeError", "words"),
     (

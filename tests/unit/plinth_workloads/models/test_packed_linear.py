@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from plinth_workloads.models import packed_linear
 from plinth_workloads.models.packed_linear import PackedLinear, pack_linear_layers
@@ -101,6 +102,43 @@ def test_a_model_that_reads_the_weights_of_its_layers_is_left_as_it_was() -> Non
     pack_linear_layers(model, partial(probe_of, model))
     assert {type(model.layer), type(model.head)} == {nn.Linear}
     assert torch.equal(model.layer.weight, weight)
+    assert torch.equal(probe_of(model), expected)
+
+
+class TheOtherWayRound(Tied):
+    """As GPT-2 has its linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.narrow = Conv1D(24, 16), Conv1D(16, 24)
+        self.layer = nn.Sequential(self.wide, self.narrow)  # type: ignore[assignment]
+
+
+class ReadsTheOtherWayRound(TheOtherWayRound):
+    """One of whose layers is computed without it."""
+
+    def forward(self, ids_N: Tensor) -> Tensor:
+        made: Tensor = super().forward(ids_N) + self.wide.weight.sum()
+        return made
+
+
+def test_layers_whose_weights_lie_the_other_way_round_are_packed_as_others() -> None:
+    torch.manual_seed(0)
+    model = TheOtherWayRound()
+    expected = probe_of(model)
+    pack_linear_layers(model, partial(probe_of, model))
+    assert {type(layer) for layer in (model.wide, model.narrow)} == {PackedLinear}
+    assert model.wide.weight.shape == (24, 16)
+    torch.testing.assert_close(probe_of(model), expected)
+
+
+def test_what_is_left_alone_in_the_end_lies_as_it_did() -> None:
+    torch.manual_seed(0)
+    model = ReadsTheOtherWayRound()
+    expected, weight = probe_of(model), model.wide.weight.detach().clone()
+    pack_linear_layers(model, partial(probe_of, model))
+    assert {type(layer) for layer in (model.wide, model.narrow)} == {Conv1D}
+    assert torch.equal(model.wide.weight, weight)
     assert torch.equal(probe_of(model), expected)
 
 

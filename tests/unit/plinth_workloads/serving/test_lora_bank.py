@@ -7,11 +7,23 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
 
 from plinth_workloads.errors import UserError
+from plinth_workloads.models import packed_linear
+from plinth_workloads.models.packed_linear import PackedLinear
 from plinth_workloads.serving.engine import UnknownAdapter
 from plinth_workloads.serving.lora_bank import load_lora
-from unit.plinth_workloads.serving.tiny_model import collect, greedy_text, make_model, make_request, running_engine
+from unit.plinth_workloads.serving.tiny_model import (
+    CONTEXT_LENGTH,
+    END_ID,
+    collect,
+    greedy_text,
+    make_model,
+    make_request,
+    running_engine,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -32,11 +44,15 @@ CONFIGS = {
 def make_adapted(seed, config):
     """A model with an adapter that changes much of what it says."""
     adapted = get_peft_model(make_model(), config)
+    randomize(adapted, seed=seed)
+    return adapted
+
+
+def randomize(adapted, *, seed):
     torch.manual_seed(seed)
     for name, weight in adapted.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(weight, std=0.3)
-    return adapted
 
 
 @pytest.fixture
@@ -69,6 +85,32 @@ async def test_each_request_is_answered_with_its_own_adapter(adapters, max_step_
     expected = [greedy_text(models[name], prompt, 24) for prompt, name in wanted]
     assert said == alone == expected
     assert len({greedy_text(model, PROMPTS[1], 24) for model in models.values()}) == len(models)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+async def test_gpt2_whose_linear_layers_lie_the_other_way_round_has_adapters_too(tmp_path, monkeypatch, packed):
+    if not packed:
+        monkeypatch.setattr(packed_linear, "_works", lambda: False)
+    adapted = get_peft_model(make_gpt2(), LoraConfig(r=4, lora_alpha=16, target_modules=["c_attn", "c_proj", "c_fc"]))
+    randomize(adapted, seed=0)
+    adapted.save_pretrained(tmp_path / "one")
+    models = {None: make_gpt2(), "one": adapted.merge_and_unload()}
+    wanted = [(prompt, name) for prompt in PROMPTS for name in models]
+    async with running_engine(make_gpt2()) as engine:
+        kinds = {type(module) for module in engine._model.modules()}
+        assert (PackedLinear in kinds, Conv1D in kinds) == (packed, not packed)
+        await engine.attach_adapter("one", tmp_path / "one")
+        said = await asyncio.gather(*(ask(engine, prompt, name) for prompt, name in wanted))
+    assert said == [greedy_text(models[name], prompt, 24) for prompt, name in wanted]
+    assert greedy_text(models[None], PROMPTS[1], 24) != greedy_text(models["one"], PROMPTS[1], 24)
+
+
+def make_gpt2():
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 257, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT_LENGTH}
+    model = GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.4, bos_token_id=None, eos_token_id=END_ID)).eval()
+    model.generation_config.pad_token_id = 0
+    return model
 
 
 @pytest.mark.parametrize("names", [["one", "one", "one"], [None, "one", "one"], ["one", None, "one"]])
