@@ -24,7 +24,8 @@ import torch
 from cluster.control_plane import wait_until
 from cluster.e2e import run_where_a_node_can_be
 from cluster.node import Node
-from plinth_operator.plan.paths import RUN_FOLDER, RUN_KEY, RUN_PATH, VOLUME_ROOT
+from plinth_operator.constants import VOLUME_ROOT
+from plinth_operator.plan.paths import RUN_FOLDER, RUN_KEY, RUN_PATH
 from plinth_release import Release
 from plinth_workloads.train.progress import read_progress
 from record import REPOSITORY, spread, write_record

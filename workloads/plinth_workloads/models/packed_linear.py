@@ -96,8 +96,7 @@ def _pack(layer: nn.Linear | Conv1D) -> PackedLinear:
 
 
 def _unpack(layer: nn.Module, kind: type[nn.Module]) -> None:
-    assert isinstance(layer, PackedLinear)
-    weight_OI = layer.weight.detach().to_dense()
+    weight_OI = layer.get_parameter("weight").detach().to_dense()
     weight = weight_OI.T.contiguous() if kind is Conv1D else weight_OI
     layer.weight = nn.Parameter(weight, requires_grad=False)
     layer.__class__ = kind
