@@ -183,7 +183,10 @@ def test_what_needs_kuberay_waits_for_it_and_goes_on_whenever_it_is_installed(tm
             tell_ray_jobs(cluster, CRASHED)
             cluster.wait_status(job, phase="Failed", seconds=90)
             plane.remove_kuberay_crds()
-            cluster.wait_status(service, phase="Pending", reason="KubeRayMissing", seconds=90)
+            # Where the watch is refused before it tells the end of the RayService, it may still be there: an API server
+            # that starts serves no kinds of others for a moment either, and nothing is taken for lost until it does.
+            status = cluster.wait_status(service, reason="KubeRayMissing", seconds=90)
+            assert status["phase"] in ("Pending", "Degraded")
             assert cluster.get(job)["status"]["phase"] == "Failed"
             plane.install_kuberay_crds()
             cluster.wait_status(service, phase="Starting", seconds=90)
