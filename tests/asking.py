@@ -1,14 +1,14 @@
 """A client that asks one question after the other while something else happens, and keeps what failed."""
 
-import threading
 from collections.abc import Callable
-from typing import Self
 
 import openai
 
+from repeating import Repeating
 
-class Asking:
-    """Asks in a thread of its own until the end of the block.
+
+class Asking(Repeating):
+    """Asks until the end of the block.
 
     Args:
         ask: One question; returns the answer.
@@ -16,23 +16,13 @@ class Asking:
     """
 
     def __init__(self, ask: Callable[[], str], *, pause_seconds: float) -> None:
-        self._ask, self._pause_seconds = ask, pause_seconds
-        self._ended = threading.Event()
+        self._ask, self.pause_seconds = ask, pause_seconds
         self.answers: list[str] = []
         self.failures: list[str] = []
 
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._ask_on, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _ask_on(self) -> None:
-        while not self._ended.wait(self._pause_seconds):
-            try:
-                self.answers.append(self._ask())
-            except openai.OpenAIError as error:
-                self.failures.append(f"{type(error).__name__}: {error}")
+    def once(self) -> None:
+        """One question."""
+        try:
+            self.answers.append(self._ask())
+        except openai.OpenAIError as error:
+            self.failures.append(f"{type(error).__name__}: {error}")

@@ -1,39 +1,29 @@
 """What happened to a team's resources and when: seen by looking often, told as a table and kept as JSON."""
 
 import json
-import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 from urllib.error import URLError
 
 from plinth_workloads.train.progress import read_progress
+from repeating import Repeating
 from teams import Document, Team
 
-LOOK_SECONDS = 0.3
 PLURALS = ("pretrainjobs", "finetunejobs", "modelservices")
 
 
 @dataclass
-class Timeline:
-    """Events of one namespace, in seconds since the start; a thread looks until the end."""
+class Timeline(Repeating):
+    """Events of one namespace, in seconds since the start; looked for until the end of the block."""
+
+    pause_seconds = 0.3
 
     team: Team
     events: list[Document] = field(default_factory=list)
     started: float = field(default_factory=time.time)
     _seen: set[tuple[str, str]] = field(default_factory=set)
-    _ended: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self._look_on, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
 
     def add(self, name: str, what: str, at: float | None = None) -> None:
         """Something that happened, once; `at` in seconds since the epoch, now where it is missing."""
@@ -72,11 +62,11 @@ class Timeline:
         """For people."""
         return "\n".join(f"{event['seconds']:8.1f} s  {event['name']:<24} {event['what']}" for event in self.sorted())
 
-    def _look_on(self) -> None:
-        while not self._ended.wait(LOOK_SECONDS):
-            # A control plane that is being restarted is looked at again.
-            with suppress(URLError, OSError):
-                self._look()
+    def once(self) -> None:
+        """Look at everything."""
+        # A control plane that is being restarted is looked at again.
+        with suppress(URLError, OSError):
+            self._look()
 
     def _look(self) -> None:
         plane, base = self.team.node.plane, f"namespaces/{self.team.name}"

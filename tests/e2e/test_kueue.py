@@ -5,7 +5,6 @@ enough for the queue and still have to wait.
 """
 
 import json
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from cluster.images import image
 from cluster.manifests import documents
 from faults import Faults
 from plinth_release import Release
+from repeating import Repeating
 from small_job import FIRST_STEP_SECONDS, KIND, SAVE_EVERY, SmallJob, add_storage, small_job
 from teams import Document, Team
 from timeline import Timeline
@@ -78,30 +78,22 @@ def job(name: str, priority: str, *, steps: int) -> Document:
     return document
 
 
-class Workloads:
+class Workloads(Repeating):
     """Every shape that Kueue gives to the Workloads of our jobs, in the order of their appearance."""
+
+    pause_seconds = 0.1
 
     def __init__(self, team: Team) -> None:
         self._path = f"/apis/kueue.x-k8s.io/v1beta1/namespaces/{team.name}/workloads"
         self._plane = team.node.plane
-        self._ended = threading.Event()
         self.shapes: list[Document] = []
 
-    def __enter__(self) -> "Workloads":
-        self._thread = threading.Thread(target=self._look_on, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def _look_on(self) -> None:
-        while not self._ended.wait(0.1):
-            for found in self._plane.request("GET", self._path)["items"]:
-                shape = shape_of(found)
-                if shape not in self.shapes:
-                    self.shapes.append(shape)
+    def once(self) -> None:
+        """Keep what is new."""
+        for found in self._plane.request("GET", self._path)["items"]:
+            shape = shape_of(found)
+            if shape not in self.shapes:
+                self.shapes.append(shape)
 
 
 def shape_of(workload: Document) -> Document:
