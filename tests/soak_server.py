@@ -23,7 +23,7 @@ from plinth_workloads.models.load import load_for_inference
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.served_model import ServedModel
 from plinth_workloads.serving.torch_engine import TorchEngine
-from unit.plinth_workloads.serving.tiny_model import make_model, make_tokenizer
+from unit.plinth_workloads.serving.tiny_model import make_model, make_tokenizer, randomize_lora
 from unit.plinth_workloads.serving.tools import TOOL_TEMPLATE
 
 NAME = "m"
@@ -47,10 +47,7 @@ def write_models(folder: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-1000])
     for seed, name in enumerate(ADAPTERS):
         adapted = get_peft_model(make_model(), LoraConfig(r=4, lora_alpha=16, target_modules="all-linear"))
-        torch.manual_seed(seed)
-        for weight_name, weight in adapted.named_parameters():
-            if "lora_" in weight_name:
-                torch.nn.init.normal_(weight, std=0.3)
+        randomize_lora(adapted, seed=seed)
         adapted.save_pretrained(folder / name)
 
 

@@ -22,6 +22,7 @@ from unit.plinth_workloads.serving.tiny_model import (
     greedy_text,
     make_model,
     make_request,
+    randomize_lora,
     running_engine,
 )
 
@@ -44,15 +45,8 @@ CONFIGS = {
 def make_adapted(seed, config):
     """A model with an adapter that changes much of what it says."""
     adapted = get_peft_model(make_model(), config)
-    randomize(adapted, seed=seed)
+    randomize_lora(adapted, seed=seed)
     return adapted
-
-
-def randomize(adapted, *, seed):
-    torch.manual_seed(seed)
-    for name, weight in adapted.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(weight, std=0.3)
 
 
 @pytest.fixture
@@ -92,7 +86,7 @@ async def test_gpt2_whose_linear_layers_lie_the_other_way_round_has_adapters_too
     if not packed:
         monkeypatch.setattr(packed_linear, "_works", lambda: False)
     adapted = get_peft_model(make_gpt2(), LoraConfig(r=4, lora_alpha=16, target_modules=["c_attn", "c_proj", "c_fc"]))
-    randomize(adapted, seed=0)
+    randomize_lora(adapted, seed=0)
     adapted.save_pretrained(tmp_path / "one")
     models = {None: make_gpt2(), "one": adapted.merge_and_unload()}
     wanted = [(prompt, name) for prompt in PROMPTS for name in models]

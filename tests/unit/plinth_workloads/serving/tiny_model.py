@@ -55,6 +55,14 @@ def make_model(*, seed: int = 0, end_ids: int | list[int] | None = END_ID) -> An
     return model
 
 
+def randomize_lora(adapted: Any, *, seed: int) -> None:
+    """Give a new adapter weights that change much of what its model says."""
+    torch.manual_seed(seed)
+    for name, weight in adapted.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+
+
 def make_engine(model: Any = None, tokenizer: Any = None, **options: Any) -> TorchEngine:
     """An engine for `model`; a model without an end token gets a tokenizer without one."""
     model = model or make_model()
