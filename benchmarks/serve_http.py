@@ -127,8 +127,9 @@ def measure(name: str, *, rounds: int) -> dict[str, Any]:
         stack.enter_context(server([sys.executable, __file__, "--plain", folder, str(ports[0])]))
         document = Path(folder) / "serve.json"
         model = {"uri": f"file://{folder}"}
-        run = {"name": "m", "engine": "torch", "trackingUri": "", "gpus": 0, "cpus": 2, "workDir": folder}
-        document.write_text(json.dumps({**run, "model": model}))
+        run = {"name": "m", "engine": "torch", "trackingUri": "", "gpus": 0, "workDir": folder}
+        # As many threads as the other sides have: Ray gives a replica as many as it asks for CPUs.
+        document.write_text(json.dumps({**run, "cpus": torch.get_num_threads(), "model": model}))
         command = [sys.executable, "-m", "plinth_workloads.serve", str(document), "--port", str(ports[1])]
         stack.enter_context(server(command))
         plain, serve = (Clients(_ready(port), sides) for port in ports)

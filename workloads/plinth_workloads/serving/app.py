@@ -32,8 +32,7 @@ DEPLOYMENT = "model"
 """Name of the deployment whose user_config says which version is served."""
 
 MAX_BATCH_SIZE = {"cpu": 64, "cuda": 256}
-"""Rows that are decoded together: beyond, each takes about as much longer as there are more, and memory for its text.
-"""
+"""Rows that are decoded together. With more of them each step takes longer by about as much as it gives more."""
 
 MAX_WAITING = 128
 
