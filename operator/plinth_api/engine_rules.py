@@ -59,6 +59,9 @@ def _torch_problems(spec: ModelServiceSpec) -> Iterator[Problem]:
     path, size = "spec.compute.tensorParallel", spec.compute.tensor_parallel
     if size > 1:
         yield Problem(path, f"not supported yet: {path} = {size} with engine torch; use engine vllm, or leave it out")
+    if spec.compile and spec.task in ("embed", "classify"):
+        what = f"not supported yet: spec.compile with spec.task = {spec.task} and engine torch"
+        yield Problem("spec.compile", f"{what}; leave it out")
 
 
 def _vllm_problems(spec: ModelServiceSpec) -> Iterator[Problem]:

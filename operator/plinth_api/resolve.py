@@ -178,6 +178,7 @@ def resolve_serve_run(service: ModelService, settings: ResolveSettings, versions
         gpus=spec.compute.per_replica.gpus,
         tensor_parallel=spec.compute.tensor_parallel if engine == "vllm" else None,
         cpus=parse_quantity(spec.compute.per_replica.cpus),
+        compile=spec.compile,
         scaling=ServeScaling(
             min_replicas=spec.scaling.min_replicas,
             max_replicas=spec.scaling.max_replicas,

@@ -101,3 +101,11 @@ def test_the_torch_engine_splits_no_model():
         "spec.compute.tensorParallel: not supported yet: spec.compute.tensorParallel = 2 with engine torch; use engine "
         "vllm, or leave it out"
     )
+
+
+@pytest.mark.parametrize("task", ["embed", "classify"])
+def test_the_torch_engine_compiles_the_making_of_tokens_only(task):
+    (problem,) = refused(service(task=task, compile=True))
+    what = f"spec.compile: not supported yet: spec.compile with spec.task = {task} and engine torch"
+    assert problem == f"{what}; leave it out"
+    assert resolve_serve_run(service(task=task, compile=False), make_resolve_settings(), {}).compile is False

@@ -203,4 +203,5 @@ def _loaded_engine(run: ServeRun, uri: str) -> ModelEngine:
         max_batch_size=MAX_BATCH_SIZE[device],
         max_waiting=MAX_WAITING,
         max_cache_bytes=int(free_bytes(model.device) * _CACHE_SHARE),
+        compile=bool(run.compile),
     )

@@ -74,5 +74,11 @@ class Batch(Protocol):
     def clear(self) -> None:
         """Let go of all rows."""
 
+    def compile(self) -> None:
+        """Compile the steps that only make tokens, where that can be done and gives the same; all rows are let go of.
+
+        Takes from seconds to minutes; what stands in the way is logged.
+        """
+
     def use(self) -> CacheUse:
         """How full the cache is; safe to call from any thread."""

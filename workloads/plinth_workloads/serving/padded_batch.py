@@ -8,6 +8,7 @@ Shapes: B rows of the batch, R rows that join, T new positions, L cached positio
 """
 
 import inspect
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from plinth_workloads.models.virtual_tokens import num_virtual_tokens
 from plinth_workloads.serving.batch import CachedRow, Piece
 from plinth_workloads.serving.engine import CacheUse
 from plinth_workloads.serving.lora_bank import LoraAdapter, LoraBank
+
+logger = logging.getLogger(__name__)
 
 
 class PaddedBatch:
@@ -82,6 +85,10 @@ class PaddedBatch:
     def close(self, row: CachedRow, *, spoiled: bool = False) -> None:
         """See Batch."""
         self._open.discard(row)
+
+    def compile(self) -> None:
+        """See Batch. Their sizes change with every row that comes or goes: nothing is compiled."""
+        logger.warning("%s is decoded in padded rows, which are not compiled", type(self._model).__name__)
 
     def use(self) -> CacheUse:
         """See Batch."""

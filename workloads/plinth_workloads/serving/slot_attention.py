@@ -22,7 +22,7 @@ from transformers.masking_utils import sdpa_mask
 ATTENTION = "plinth_slots"
 """Name under which transformers finds this attention function."""
 
-_LONG = 4
+LONG = 4
 """A row that is so many times longer than the middle one is attended to alone: the others need not see as far."""
 
 _BYTES_OF_A_CALL = {"cpu": 2**19, "cuda": 2**25}
@@ -135,8 +135,8 @@ class SlotStep:
         if not ones:
             return
         middle = sorted(single.start for single in ones)[len(ones) // 2]
-        self._alone += [single for single in ones if single.start >= _LONG * (middle + 1)]
-        near = sorted((single for single in ones if single.start < _LONG * (middle + 1)), key=lambda one: one.slot)
+        self._alone += [single for single in ones if single.start >= LONG * (middle + 1)]
+        near = sorted((single for single in ones if single.start < LONG * (middle + 1)), key=lambda one: one.slot)
         for run in self._runs(near):
             if len(run) == 1:
                 self._alone += run
@@ -163,7 +163,7 @@ class SlotStep:
         if run.slots is not None:
             query_SQD = query_BQD.new_zeros(run.num_slots, *query_BQD.shape[1:])
             query_SQD[run.slots] = query_BQD
-        made_SQD = _of_one_token_each(query_SQD, keys_SHLD, values_SHLD, run.mask(self._windows[layer]), scale)
+        made_SQD = of_one_token_each(query_SQD, keys_SHLD, values_SHLD, run.mask(self._windows[layer]), scale)
         out_NQD[run.tokens] = made_SQD if run.slots is None else made_SQD[run.slots]
 
     def _attend_alone(
@@ -175,7 +175,7 @@ class SlotStep:
         values_1HLD = self._values[layer][single.slot : single.slot + 1, :, first_seen:end]
         query_1QTD = query_1QND[:, :, single.first : single.last]
         if query_1QTD.shape[2] == 1:
-            made_1QD = _of_one_token_each(query_1QTD[:, :, 0], keys_1HLD, values_1HLD, None, scale)
+            made_1QD = of_one_token_each(query_1QTD[:, :, 0], keys_1HLD, values_1HLD, None, scale)
             out_NQD[single.first] = made_1QD[0]
             return
         groups = query_1QTD.shape[1] // keys_1HLD.shape[1]
@@ -200,7 +200,7 @@ class SlotStep:
         return seen_TL if window is None else seen_TL & (position_L > position_T1 - window)
 
 
-def _of_one_token_each(
+def of_one_token_each(
     query_SQD: Tensor, keys_SHLD: Tensor, values_SHLD: Tensor, mask: Tensor | None, scale: float | None
 ) -> Tensor:
     """(S, H x G, D). The queries of a head of keys stand where a row's tokens would: no key is copied for them."""

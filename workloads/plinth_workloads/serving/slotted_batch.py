@@ -24,6 +24,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from plinth_workloads.models.output_difference import output_bound, output_difference
 from plinth_workloads.models.virtual_tokens import num_virtual_tokens, without_virtual_tokens
 from plinth_workloads.serving.batch import CachedRow, Piece
+from plinth_workloads.serving.compiled_decode import CompiledDecode, can_be_compiled
 from plinth_workloads.serving.engine import CacheUse
 from plinth_workloads.serving.lazy_zeros import lazy_zeros
 from plinth_workloads.serving.lora_bank import LoraAdapter, LoraBank
@@ -74,6 +75,7 @@ class SlottedBatch:
         # transformers takes a mask of four dimensions for a finished one; without, it would make one in every step.
         self._no_mask = torch.zeros(1, 1, 1, 1, device=model.device)
         model.set_attn_implementation(ATTENTION)
+        self._compiled: CompiledDecode | None = None
         self.clear()
 
     @property
@@ -153,6 +155,21 @@ class SlottedBatch:
             for part in (*self._keys, *self._values):
                 part[row.slot].zero_()
 
+    def compile(self) -> None:
+        """See Batch."""
+        compiled = CompiledDecode(self._model, self._windows, self._no_mask)
+        try:
+            # One row, and then several: what there is one of is compiled apart.
+            differences = [self._compiled_difference(compiled, min(num, self._max_rows)) for num in (1, 3)]
+            difference = next((one for one in differences if one is not None), None)
+        except Exception as error:
+            difference = str(error).splitlines()[0] if str(error) else type(error).__name__
+        self.clear()
+        if difference is None:
+            self._compiled = compiled
+        else:
+            logger.warning("%s is not compiled: %s", type(self._model).__name__, difference)
+
     def use(self) -> CacheUse:
         """See Batch."""
         used = sum(self._num_virtual + row.length for row in list(self._rows) if row is not None)
@@ -161,9 +178,13 @@ class SlottedBatch:
 
     def _forward(self, pieces: Sequence[Piece]) -> Tensor:
         rows = [(piece.row.slot, self._num_virtual + piece.row.length, len(piece.token_ids)) for piece in pieces]
+        token_ids = [token for piece in pieces for token in piece.token_ids]
+        if self._compiled and all(piece.row.adapter is None for piece in pieces) and can_be_compiled(rows):
+            with without_virtual_tokens(self._model):
+                return self._compiled.logits(token_ids, [row[:2] for row in rows], self._keys, self._values).float()
         step = SlotStep(self._keys, self._values, self._windows, rows)
         device = step.position_N.device
-        ids_1N = torch.tensor([[token for piece in pieces for token in piece.token_ids]], device=device)
+        ids_1N = torch.tensor([token_ids], device=device)
         last_R = torch.tensor([len(piece.token_ids) for piece in pieces], device=device).cumsum(0) - 1
         kept: dict[str, Any] = {"logits_to_keep": last_R} if self._takes_kept else {}
         assert self.adapters is not None
@@ -179,6 +200,20 @@ class SlottedBatch:
             )
         logits_RV: Tensor = output.logits[0] if kept else output.logits[0, last_R]
         return logits_RV.float()
+
+    def _compiled_difference(self, compiled: CompiledDecode, num_rows: int) -> str | None:
+        """How the logits of so many rows differ when they are compiled, which this does; None where they do not."""
+        rows = [self.open([1]) for _ in range(num_rows)]
+        pieces = [Piece(row, [1] * (2 + place)) for place, row in enumerate(rows) if row is not None]
+        self.make_room(pieces)
+        self.forward(pieces)
+        ones = [Piece(piece.row, [1]) for piece in pieces]
+        expected_RV = self._forward(ones)
+        places = [(one.row.slot, self._num_virtual + one.row.length) for one in ones]
+        with without_virtual_tokens(self._model):
+            given_RV = compiled.logits([1] * len(ones), places, self._keys, self._values, compile=True).float()
+        bound = output_bound(expected_RV, _TOLERANCE.get(self.dtype, _HALF_TOLERANCE))
+        return output_difference(given_RV, expected_RV, bound=bound)
 
     def _capacity_for(self, longest: int) -> int:
         """Of each slot, where the longest row has so many positions."""

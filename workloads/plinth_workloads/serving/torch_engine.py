@@ -67,6 +67,7 @@ class TorchEngine:
             keep the device busy, so that a prompt that is read holds others up for as short as can be.
         max_cache_bytes: Of keys and values; one row of the context's length is held in any case.
         context_length: Default: the model's own.
+        compile: Whether to compile decoding, which `warm_up` then does first; see `Batch.compile`.
         health_timeout_seconds: How long `check_health` waits for a token.
     """
 
@@ -80,6 +81,7 @@ class TorchEngine:
         max_step_tokens: int | None = None,
         max_cache_bytes: int = 2**31,
         context_length: int | None = None,
+        compile: bool = False,
         health_timeout_seconds: float = 30.0,
     ) -> None:
         pack_linear_layers(model, partial(_some_logits, model))
@@ -87,7 +89,7 @@ class TorchEngine:
         self._encoder = PromptEncoder(tokenizer)
         self._places = Places(max_batch_size + max_waiting)
         self._context_length = context_length or _context_length_of(model)
-        self._health_timeout_seconds = health_timeout_seconds
+        self._compile, self._health_timeout_seconds = compile, health_timeout_seconds
         self._vocab_size: int = model.get_input_embeddings().num_embeddings
         end_ids = _end_ids_of(model, tokenizer)
         self._structured = StructuredOutputs(tokenizer, end_ids=end_ids, vocab_size=self._vocab_size)
@@ -187,6 +189,8 @@ class TorchEngine:
 
     async def warm_up(self) -> None:
         """See Engine."""
+        if self._compile:
+            await asyncio.wrap_future(self._worker.between_steps(self._batch.compile))
         await self.check_health()
         await warm_up_generation(self)
 

@@ -87,6 +87,8 @@ def _engine_kwargs(run: ServeRun) -> dict[str, Any]:
         "generation_config": "vllm",
         "max_num_queued_reqs": _MOST_REQUESTS,
     }
+    if run.compile is False:
+        kwargs["enforce_eager"] = True
     if adapters := len(run.model.adapters):
         kwargs |= {
             "enable_lora": True,

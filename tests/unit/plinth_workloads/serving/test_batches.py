@@ -23,6 +23,7 @@ from plinth_api.adaptation import Method
 from plinth_workloads.models.adapters import attach
 from plinth_workloads.serving import slot_attention
 from plinth_workloads.serving.batch import Piece
+from plinth_workloads.serving.compiled_decode import CompiledDecode, can_be_compiled
 from plinth_workloads.serving.lazy_zeros import lazy_zeros
 from plinth_workloads.serving.padded_batch import PaddedBatch
 from plinth_workloads.serving.slotted_batch import SlottedBatch, slotted_batch
@@ -332,6 +333,59 @@ def test_rows_begin_side_by_side_and_what_others_left_is_found_elsewhere():
     again = rows.open("e", prompts["e"])
     assert (again.slot, again.length) == (3, 32)
     rows.step(e=3, d=1, a=1, c=1)
+
+
+@pytest.fixture
+def read_as_python(monkeypatch):
+    """What would be compiled is read as Python; how many rows each call had is told."""
+    nums, logits = [], CompiledDecode.logits
+
+    def counted(self, token_ids, *arguments, **keywords):
+        nums.append(len(token_ids))
+        return logits(self, token_ids, *arguments, **keywords)
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(CompiledDecode, "logits", counted)
+    return nums
+
+
+@pytest.mark.parametrize("model", [*METHODS, *DECODERS])
+def test_rows_whose_steps_are_compiled_are_what_they_are_alone(model, read_as_python):
+    model = make_adapted(model) if model in METHODS else make_decoder(DECODERS[model])
+    batch = slots(model)
+    batch.compile()
+    assert read_as_python == [1, 3]
+    tell_a_story(Rows(batch, model))
+    assert read_as_python == [1, 3, 2, 4, 2, *[2] * 6]
+
+
+def test_what_compiles_to_something_else_is_not_used(monkeypatch, caplog):
+    model = make_model()
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *given: function(*given) + 1)
+    batch = slots(model)
+    batch.compile()
+    assert "LlamaForCausalLM is not compiled: its output differs by 1" in caplog.text
+    tell_a_story(Rows(batch, model))
+
+
+def test_padded_rows_say_that_they_are_not_compiled(caplog):
+    PaddedBatch(make_model(), max_rows=2, max_length=8).compile()
+    assert "padded rows, which are not compiled" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("rows", "can"),
+    [
+        ([(0, 5, 1)], True),
+        ([(0, 5, 1), (1, 9, 1)], True),
+        ([(0, 5, 1), (1, 9, 2)], False),  # a piece of a prompt
+        ([(1, 5, 1)], True),
+        ([(3, 5, 1)], False),  # slots that nobody uses
+        ([(0, 5, 1), (1, 9, 1), (2, 90, 1)], False),  # the others would look as far as the longest
+    ],
+)
+def test_steps_of_one_token_of_rows_that_are_alike_are_compiled(rows, can):
+    assert can_be_compiled(rows) is can
 
 
 def test_slots_that_nobody_has_reached_take_no_memory():

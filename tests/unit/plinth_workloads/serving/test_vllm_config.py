@@ -37,6 +37,7 @@ ENGINE_ARGUMENTS_OF_0_29 = {
     "convert",
     "enable_auto_tool_choice",
     "enable_lora",
+    "enforce_eager",
     "generation_config",
     "language_model_only",
     "load_format",
@@ -65,6 +66,7 @@ HANDLED = {
     "gpus": "must be tensorParallel",
     "tensorParallel": "tensor_parallel_size, bundles",
     "cpus": "ray_actor_options",
+    "compile": "enforce_eager, where it is false",
     "scaling": "num_replicas, autoscaling_config",
     "apiKeysDir": "the front",
     "modelCacheDir": "the replica, which fetches",
@@ -150,6 +152,11 @@ def test_scaling_and_what_changes_in_place_are_the_deployments():
     assert options["name"] == DEPLOYMENT
     assert options["autoscaling_config"] == {"min_replicas": 1, "max_replicas": 3, "target_ongoing_requests": 8}
     assert ServeModel.from_wire(options["user_config"]) == RUN_OF_A_SERVICE.model
+
+
+def test_vllm_compiles_unless_the_service_says_no():
+    assert engine_of(compile=False)["enforce_eager"] is True
+    assert not any("enforce_eager" in engine_of(compile=wanted) for wanted in (None, True))
 
 
 def test_a_service_without_adapters_pays_nothing_for_them():
