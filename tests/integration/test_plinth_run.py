@@ -1,10 +1,12 @@
 """`plinth run` on real local Ray workers: killed, interrupted, resumed, refused."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from makers import pretrain_document
 from plinth_api.resolve import resolve_train_run
 from plinth_workloads.local import Home
 from plinth_workloads.manifests import load_manifests
+from plinth_workloads.train.heartbeats import HeartbeatFolder
 from plinth_workloads.train.progress import read_progress
 from servers import free_port
 from torch_runs import ENVIRONMENT, train
@@ -148,3 +151,23 @@ def test_an_alias_that_names_nothing_is_a_sentence(tmp_path):
     assert code == 1
     assert "ModelNotFound: models:/m@champion names no registered model yet" in output
     assert not list(Path(tmp_path / "home").glob("runs/*/run.json"))
+
+
+def test_a_worker_that_stands_still_ends_the_job_and_is_named(tmp_path):
+    home, seconds = tmp_path / "home", 10
+    file = job_file(tmp_path, watchdog={"noProgressSeconds": seconds})
+    job = start_plinth("run", file, "--home", home)
+    wait_for_step(home, 8, job)
+    (work_dir,) = (home / "runs").iterdir()
+    (worker,) = (beat for beat in HeartbeatFolder(work_dir).read() if beat.rank == 1)
+    os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        output, _ = job.communicate(timeout=240)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGKILL)
+    assert job.returncode == 1
+    assert f"NoProgress: nothing has moved for {seconds} s (spec.watchdog.noProgressSeconds): rank 1 of 2" in output
+    assert "Traceback" not in output
+    (failed,) = [event for event in events_of(home) if event["event"] == "failed"]
+    assert failed["reason"] == "NoProgress"

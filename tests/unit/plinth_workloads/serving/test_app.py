@@ -174,8 +174,8 @@ def saved(model, folder):
     return f"file://{folder}"
 
 
-def engine_of(uri, task):
-    return _loaded_engine(ServeRun.model_validate({**ARGS, "task": task}), uri)
+def engine_of(uri, task, **args):
+    return _loaded_engine(ServeRun.model_validate({**ARGS, "task": task, **args}), uri)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +189,11 @@ def engine_of(uri, task):
 )
 def test_an_engine_does_what_the_service_or_else_the_model_says(tmp_path, make, wanted, task):
     assert engine_of(saved(make(), tmp_path), wanted).task == task
+
+
+@pytest.mark.parametrize(("wanted", "compiles"), [(True, True), (False, False), (None, False)])
+def test_an_engine_compiles_where_the_service_says_so(tmp_path, wanted, compiles):
+    assert engine_of(saved(make_model(), tmp_path), "generate", compile=wanted)._compile is compiles
 
 
 def test_a_task_that_the_model_was_not_trained_for_is_refused(tmp_path):
