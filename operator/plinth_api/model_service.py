@@ -188,8 +188,8 @@ class ModelServiceSpec(ApiModel):
     )
     compile: bool | None = Field(
         default=None,
-        description="compile the making of tokens with torch.compile, on GPUs with CUDA graphs: starting takes longer, "
-        "each token less. When left out, engine vllm does and engine torch does not.",
+        description="compile the model with torch.compile, on GPUs with CUDA graphs: starting takes longer, each token "
+        "less. When left out, engine vllm does and engine torch does not.",
     )
     prompt: PromptTemplate | None = Field(default=None, description="prompt that every chat starts with.")
     compute: ServiceCompute = Field(default=ServiceCompute(), description="compute of the replicas.")

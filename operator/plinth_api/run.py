@@ -289,9 +289,7 @@ class ServeRun(ApiModel):
         default=None, description="tensorParallel is the number of GPUs that hold one model of vllm; None of torch."
     )
     cpus: float
-    compile: bool | None = Field(
-        default=None, description="compile the making of tokens; None for the engine's own way."
-    )
+    compile: bool | None = Field(default=None, description="compile the model; None for the engine's own way.")
     scaling: ServeScaling = ServeScaling()
     api_keys_dir: str | None = Field(
         default=None, description="apiKeysDir has a key in each file; without it none is asked for."

@@ -104,7 +104,7 @@ def test_the_torch_engine_splits_no_model():
 
 
 @pytest.mark.parametrize("task", ["embed", "classify"])
-def test_the_torch_engine_compiles_the_making_of_tokens_only(task):
+def test_the_torch_engine_compiles_models_that_make_text(task):
     (problem,) = refused(service(task=task, compile=True))
     what = f"spec.compile: not supported yet: spec.compile with spec.task = {task} and engine torch"
     assert problem == f"{what}; leave it out"

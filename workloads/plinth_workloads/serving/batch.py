@@ -75,7 +75,7 @@ class Batch(Protocol):
         """Let go of all rows."""
 
     def compile(self) -> None:
-        """Compile the steps that only make tokens, where that can be done and gives the same; all rows are let go of.
+        """Compile what steps compute, where that can be done and gives the same; all rows are let go of.
 
         Takes from seconds to minutes; what stands in the way is logged.
         """

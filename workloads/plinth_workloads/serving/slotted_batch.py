@@ -24,7 +24,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from plinth_workloads.models.output_difference import output_bound, output_difference
 from plinth_workloads.models.virtual_tokens import num_virtual_tokens, without_virtual_tokens
 from plinth_workloads.serving.batch import CachedRow, Piece
-from plinth_workloads.serving.compiled_decode import CompiledDecode, can_be_compiled
+from plinth_workloads.serving.compiled_model import CompiledModel, is_one_token_each
 from plinth_workloads.serving.engine import CacheUse
 from plinth_workloads.serving.lazy_zeros import lazy_zeros
 from plinth_workloads.serving.lora_bank import LoraAdapter, LoraBank
@@ -75,7 +75,7 @@ class SlottedBatch:
         # transformers takes a mask of four dimensions for a finished one; without, it would make one in every step.
         self._no_mask = torch.zeros(1, 1, 1, 1, device=model.device)
         model.set_attn_implementation(ATTENTION)
-        self._compiled: CompiledDecode | None = None
+        self._compiled: CompiledModel | None = None
         self.clear()
 
     @property
@@ -157,7 +157,7 @@ class SlottedBatch:
 
     def compile(self) -> None:
         """See Batch."""
-        compiled = CompiledDecode(self._model, self._windows, self._no_mask)
+        compiled = CompiledModel(self._model, self._windows, self._no_mask)
         try:
             # One row, and then several: what there is one of is compiled apart.
             differences = [self._compiled_difference(compiled, min(num, self._max_rows)) for num in (1, 3)]
@@ -177,43 +177,62 @@ class SlottedBatch:
         return CacheUse(used, total, self._prompt_tokens, self._reused_tokens)
 
     def _forward(self, pieces: Sequence[Piece]) -> Tensor:
-        rows = [(piece.row.slot, self._num_virtual + piece.row.length, len(piece.token_ids)) for piece in pieces]
-        token_ids = [token for piece in pieces for token in piece.token_ids]
-        if self._compiled and all(piece.row.adapter is None for piece in pieces) and can_be_compiled(rows):
-            with without_virtual_tokens(self._model):
-                return self._compiled.logits(token_ids, [row[:2] for row in rows], self._keys, self._values).float()
+        rows = self._rows_of(pieces)
+        adapters = [(piece.row.adapter, len(piece.token_ids)) for piece in pieces]
+        compiled = None if any(adapter for adapter, _ in adapters) else self._compiled
+        assert self.adapters is not None
+        with without_virtual_tokens(self._model), self.adapters.using(adapters):
+            if compiled is None:
+                return self._as_read(rows, pieces).float()
+            return self._as_compiled(compiled, rows, pieces, compile=False).float()
+
+    def _rows_of(self, pieces: Sequence[Piece]) -> list[tuple[int, int, int]]:
+        """Slot, first position and number of tokens."""
+        return [(piece.row.slot, self._num_virtual + piece.row.length, len(piece.token_ids)) for piece in pieces]
+
+    def _as_read(self, rows: Sequence[tuple[int, int, int]], pieces: Sequence[Piece]) -> Tensor:
         step = SlotStep(self._keys, self._values, self._windows, rows)
         device = step.position_N.device
-        ids_1N = torch.tensor([token_ids], device=device)
-        last_R = torch.tensor([len(piece.token_ids) for piece in pieces], device=device).cumsum(0) - 1
+        last_R = _last_tokens(pieces).to(device)
         kept: dict[str, Any] = {"logits_to_keep": last_R} if self._takes_kept else {}
-        assert self.adapters is not None
-        adapters = [(piece.row.adapter, len(piece.token_ids)) for piece in pieces]
-        with without_virtual_tokens(self._model), self.adapters.using(adapters):
-            output = self._model(
-                input_ids=ids_1N,
-                attention_mask=self._no_mask,
-                position_ids=step.position_N[None],
-                use_cache=False,
-                slots=step,
-                **kept,
-            )
+        output = self._model(
+            input_ids=torch.tensor([_tokens_of(pieces)], device=device),
+            attention_mask=self._no_mask,
+            position_ids=step.position_N[None],
+            use_cache=False,
+            slots=step,
+            **kept,
+        )
         logits_RV: Tensor = output.logits[0] if kept else output.logits[0, last_R]
-        return logits_RV.float()
+        return logits_RV
 
-    def _compiled_difference(self, compiled: CompiledDecode, num_rows: int) -> str | None:
+    def _as_compiled(
+        self, model: CompiledModel, rows: Sequence[tuple[int, int, int]], pieces: Sequence[Piece], *, compile: bool
+    ) -> Tensor:
+        token_ids = _tokens_of(pieces)
+        if is_one_token_each(rows):
+            return model.decode(token_ids, [row[:2] for row in rows], self._keys, self._values, compile=compile)
+        if not self._takes_kept:
+            return self._as_read(rows, pieces)
+        step = SlotStep(self._keys, self._values, self._windows, rows)
+        return model.read(step, token_ids, _last_tokens(pieces).to(step.position_N.device), compile=compile)
+
+    def _compiled_difference(self, compiled: CompiledModel, num_rows: int) -> str | None:
         """How the logits of so many rows differ when they are compiled, which this does; None where they do not."""
-        rows = [self.open([1]) for _ in range(num_rows)]
-        pieces = [Piece(row, [1] * (2 + place)) for place, row in enumerate(rows) if row is not None]
-        self.make_room(pieces)
-        self.forward(pieces)
-        ones = [Piece(piece.row, [1]) for piece in pieces]
-        expected_RV = self._forward(ones)
-        places = [(one.row.slot, self._num_virtual + one.row.length) for one in ones]
-        with without_virtual_tokens(self._model):
-            given_RV = compiled.logits([1] * len(ones), places, self._keys, self._values, compile=True).float()
-        bound = output_bound(expected_RV, _TOLERANCE.get(self.dtype, _HALF_TOLERANCE))
-        return output_difference(given_RV, expected_RV, bound=bound)
+        rows = [row for row in (self.open([1]) for _ in range(num_rows)) if row is not None]
+        bound_of = partial(output_bound, tolerance=_TOLERANCE.get(self.dtype, _HALF_TOLERANCE))
+        prompts = [Piece(row, [1] * (5 + place)) for place, row in enumerate(rows)]
+        self.make_room(prompts)
+        for pieces in (prompts, [Piece(row, [1]) for row in rows]):
+            expected_RV = self._forward(pieces)
+            with without_virtual_tokens(self._model):
+                given_RV = self._as_compiled(compiled, self._rows_of(pieces), pieces, compile=True).float()
+            difference = output_difference(given_RV, expected_RV, bound=bound_of(expected_RV))
+            if difference is not None:
+                return difference
+            for piece in pieces:
+                piece.row.length += len(piece.token_ids)
+        return None
 
     def _capacity_for(self, longest: int) -> int:
         """Of each slot, where the longest row has so many positions."""
@@ -347,3 +366,12 @@ def _difference(batch: SlottedBatch, ids: Sequence[int], expected_TV: Tensor) ->
         if difference is not None:
             return difference
     return None
+
+
+def _tokens_of(pieces: Sequence[Piece]) -> list[int]:
+    return [token for piece in pieces for token in piece.token_ids]
+
+
+def _last_tokens(pieces: Sequence[Piece]) -> Tensor:
+    """(R,), their places among the tokens of a step."""
+    return torch.tensor([len(piece.token_ids) for piece in pieces]).cumsum(0) - 1

@@ -67,7 +67,7 @@ class TorchEngine:
             keep the device busy, so that a prompt that is read holds others up for as short as can be.
         max_cache_bytes: Of keys and values; one row of the context's length is held in any case.
         context_length: Default: the model's own.
-        compile: Whether to compile decoding, which `warm_up` then does first; see `Batch.compile`.
+        compile: Whether to compile the model, which `warm_up` then does first; see `Batch.compile`.
         health_timeout_seconds: How long `check_health` waits for a token.
     """
 

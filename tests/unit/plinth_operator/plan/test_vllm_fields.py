@@ -48,6 +48,7 @@ RENDERED: dict[str, dict[str, Any]] = {
     "spec.adapters[].uri": {"adapters": [{"name": "docs", "uri": "models:/docs/2"}]},
     "spec.engine": {"engine": "torch"},
     "spec.task": {"task": "auto"},
+    "spec.compile": {"compile": False},
     "spec.prompt.system": {"prompt": {"system": "Be long."}},
     "spec.prompt.examples[].user": {"prompt": {"examples": [{"user": "Hey", "assistant": "Hi"}]}},
     "spec.prompt.examples[].assistant": {"prompt": {"examples": [{"user": "Hello", "assistant": "Ho"}]}},

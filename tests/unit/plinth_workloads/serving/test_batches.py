@@ -23,7 +23,7 @@ from plinth_api.adaptation import Method
 from plinth_workloads.models.adapters import attach
 from plinth_workloads.serving import slot_attention
 from plinth_workloads.serving.batch import Piece
-from plinth_workloads.serving.compiled_decode import CompiledDecode, can_be_compiled
+from plinth_workloads.serving.compiled_model import CompiledModel, is_one_token_each
 from plinth_workloads.serving.lazy_zeros import lazy_zeros
 from plinth_workloads.serving.padded_batch import PaddedBatch
 from plinth_workloads.serving.slotted_batch import SlottedBatch, slotted_batch
@@ -338,14 +338,14 @@ def test_rows_begin_side_by_side_and_what_others_left_is_found_elsewhere():
 @pytest.fixture
 def read_as_python(monkeypatch):
     """What would be compiled is read as Python; how many rows each call had is told."""
-    nums, logits = [], CompiledDecode.logits
+    nums, decode = [], CompiledModel.decode
 
     def counted(self, token_ids, *arguments, **keywords):
         nums.append(len(token_ids))
-        return logits(self, token_ids, *arguments, **keywords)
+        return decode(self, token_ids, *arguments, **keywords)
 
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(CompiledDecode, "logits", counted)
+    monkeypatch.setattr(CompiledModel, "decode", counted)
     return nums
 
 
@@ -379,13 +379,13 @@ def test_padded_rows_say_that_they_are_not_compiled(caplog):
         ([(0, 5, 1)], True),
         ([(0, 5, 1), (1, 9, 1)], True),
         ([(0, 5, 1), (1, 9, 2)], False),  # a piece of a prompt
-        ([(1, 5, 1)], True),
-        ([(3, 5, 1)], False),  # slots that nobody uses
+        ([(3, 5, 1)], True),
+        ([(0, 5, 1), (4, 5, 1)], False),  # slots that nobody uses
         ([(0, 5, 1), (1, 9, 1), (2, 90, 1)], False),  # the others would look as far as the longest
     ],
 )
 def test_steps_of_one_token_of_rows_that_are_alike_are_compiled(rows, can):
-    assert can_be_compiled(rows) is can
+    assert is_one_token_each(rows) is can
 
 
 def test_slots_that_nobody_has_reached_take_no_memory():

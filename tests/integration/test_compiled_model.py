@@ -9,7 +9,7 @@ from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
 
 from plinth_workloads.models.packed_linear import PackedLinear
-from plinth_workloads.serving.compiled_decode import CompiledDecode
+from plinth_workloads.serving.compiled_model import CompiledModel
 from unit.plinth_workloads.serving.tiny_model import (
     collect,
     greedy_text,
@@ -31,13 +31,13 @@ def anyio_backend():
 @pytest.fixture(autouse=True)
 def steps(monkeypatch):
     """How many rows each compiled step had."""
-    nums, logits = [], CompiledDecode.logits
+    nums, decode = [], CompiledModel.decode
 
     def counted(self, token_ids, *arguments, **keywords):
         nums.append(len(token_ids))
-        return logits(self, token_ids, *arguments, **keywords)
+        return decode(self, token_ids, *arguments, **keywords)
 
-    monkeypatch.setattr(CompiledDecode, "logits", counted)
+    monkeypatch.setattr(CompiledModel, "decode", counted)
     return nums
 
 
@@ -57,7 +57,10 @@ async def test_every_text_is_the_models_own_and_no_request_waits_for_the_compile
         await engine.warm_up()
         assert any(isinstance(module, PackedLinear) for module in engine._model.modules())
         graphs = counters["stats"]["unique_graphs"]
-        assert (graphs, sum(counters["graph_break"].values())) == (2, 0)  # of one row, and of any other number
+        # Of one token, of one of each row, and of any number of each.
+        assert (graphs, sum(counters["graph_break"].values())) == (3, 0)
+        as_python: list[bool] = []
+        engine._model.register_forward_pre_hook(lambda *_: as_python.append(True))
         steps.clear()
         assert {prompt: await ask(engine, prompt) for prompt in PROMPTS} == plain
         assert set(steps) == {1}
@@ -65,10 +68,12 @@ async def test_every_text_is_the_models_own_and_no_request_waits_for_the_compile
         for _ in range(2):  # the second time their beginnings are known
             assert list(await asyncio.gather(*(ask(engine, prompt) for prompt in PROMPTS))) == list(plain.values())
         assert max(steps) == len(PROMPTS)
+        assert not as_python
         steps.clear()
         await engine.attach_adapter("mine", tmp_path)
         assert await ask(engine, "import", "mine") == greedy_text(merged, "import", 24)
         assert steps == []
+        assert as_python
         beside = await asyncio.gather(ask(engine, "import", "mine"), ask(engine, "x"))
         assert beside == [greedy_text(merged, "import", 24), plain["x"]]
         assert counters["stats"]["unique_graphs"] == graphs
