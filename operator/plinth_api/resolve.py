@@ -41,7 +41,7 @@ from plinth_api.run import (
 from plinth_api.run_tags import KIND, UID
 from plinth_api.support import unsupported_problems
 from plinth_api.task_rules import data_task
-from plinth_api.uris import is_registry_uri, mounted, pinned, registry_uri, scheme_of
+from plinth_api.uris import is_registry_uri, mounted, pinned, registry_uri, scheme_of, unmounted
 from plinth_api.validate import job_problems, service_problems
 
 MICRO_BATCH_TOKENS = 16384
@@ -150,7 +150,10 @@ def resolve_train_run(job: Job, settings: ResolveSettings, versions: Mapping[str
 
 
 def resolve_serve_run(service: ModelService, settings: ResolveSettings, versions: Mapping[str, str]) -> ServeRun:
-    """The serving document of a service; arguments and errors as in `resolve_train_run`."""
+    """The serving document of a service, before `mounted`; arguments and errors as in `resolve_train_run`.
+
+    What lies on a claim is pvc:// in it, as statuses and what replicas say of themselves have it.
+    """
     problems = [
         *unsupported_problems(service),
         *service_problems(service),
@@ -165,9 +168,9 @@ def resolve_serve_run(service: ModelService, settings: ResolveSettings, versions
         engine=engine,
         task=spec.task,
         model=ServeModel(
-            uri=_resolve_model_uri(spec.model.uri, settings, versions),
+            uri=_resolve_served_uri(spec.model.uri, settings, versions),
             adapters=tuple(
-                ServeAdapter(name=adapter.name, uri=_resolve_model_uri(adapter.uri, settings, versions))
+                ServeAdapter(name=adapter.name, uri=_resolve_served_uri(adapter.uri, settings, versions))
                 for adapter in spec.adapters or ()
             ),
             prompt=spec.prompt,
@@ -198,10 +201,15 @@ def _resolve_limits(limits: Limits) -> ServeLimits:
     return ServeLimits(**{**dict(limits), "max_body_bytes": int(parse_quantity(limits.max_body_bytes))})
 
 
-def _resolve_model_uri(uri: str, settings: ResolveSettings, versions: Mapping[str, str]) -> str:
+def _resolve_served_uri(uri: str, settings: ResolveSettings, versions: Mapping[str, str]) -> str:
     if is_registry_uri(uri):
         return pinned(registry_uri(uri, settings.registry_prefix), versions)
-    return mounted(uri, settings.volume_root)
+    # Who writes the path of a claim is understood too: replicas cannot tell it from pvc://.
+    return unmounted(uri, settings.volume_root)
+
+
+def _resolve_model_uri(uri: str, settings: ResolveSettings, versions: Mapping[str, str]) -> str:
+    return mounted(_resolve_served_uri(uri, settings, versions), settings.volume_root)
 
 
 def _resolve_model(job: Job, settings: ResolveSettings, versions: Mapping[str, str]) -> RunModel:

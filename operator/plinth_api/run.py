@@ -4,7 +4,7 @@ One JSON document says everything a workload needs, with every default made expl
 so that the same document gives the same run on a laptop and on a cluster.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_serializer
 
@@ -14,6 +14,7 @@ from plinth_api.common import Elastic, GateRule
 from plinth_api.engine_rules import ServingEngine
 from plinth_api.job import DataFormat
 from plinth_api.model_service import PromptTemplate
+from plinth_api.uris import mounted
 
 MAX_RUN_BYTES = 512 * 1024
 """A run document travels in a ConfigMap, which etcd limits to 1 MiB with everything around it."""
@@ -230,6 +231,16 @@ class ServeModel(ApiModel):
         """Changes with what chats start with; empty where they start with nothing."""
         return self.prompt.digest if self.prompt else ""
 
+    def mounted(self, volume_root: str) -> Self:
+        """The same with claims as paths below `volume_root`: as replicas find them, not as users know them."""
+
+        def place(uri: str) -> dict[str, str]:
+            return {"uri": mounted(uri, volume_root)}
+
+        adapters = tuple(adapter.model_copy(update=place(adapter.uri)) for adapter in self.adapters)
+        candidate = self.candidate and self.candidate.model_copy(update=place(self.candidate.uri))
+        return self.model_copy(update={**place(self.uri), "adapters": adapters, "candidate": candidate})
+
 
 _IDLE_POLICY = "plinth_workloads.serving.idle_policy:ScaleToZero"
 """Ray Serve's own looks at requests every six seconds, and sees no short one: it would go to zero in use."""
@@ -304,6 +315,10 @@ class ServeRun(ApiModel):
         default=None, description="modelCacheBytes that it may hold; without it what its volume has."
     )
     work_dir: str
+
+    def mounted(self, volume_root: str) -> Self:
+        """The document as replicas read it: `ServeModel.mounted`."""
+        return self.model_copy(update={"model": self.model.mounted(volume_root)})
 
     @property
     def models_dir(self) -> str:

@@ -167,7 +167,7 @@ def serve_document(service: ModelService, home: Home) -> Path:
         UserError: ModelNotFound or TrackingUnavailable.
     """
     settings = home.settings(service)
-    run = resolve_serve_run(service, settings, pin_versions(service, home))
+    run = resolve_serve_run(service, settings, pin_versions(service, home)).mounted(settings.volume_root)
     path = Path(settings.work_dir) / "serve.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     _write_atomically(path, run.model_dump_json(by_alias=True, indent=2))

@@ -14,7 +14,7 @@ import yaml
 from plinth_api.engine_rules import ServingEngine
 from plinth_api.model_service import ModelService
 from plinth_api.run import ServeRun
-from plinth_operator.constants import CLUSTER_HASH_ANNOTATION
+from plinth_operator.constants import CLUSTER_HASH_ANNOTATION, VOLUME_ROOT
 from plinth_operator.facts import Manifest
 from plinth_operator.plan.access import SERVE_PORT, serve_service_name
 from plinth_operator.plan.metadata import child_labels, child_metadata, child_name, content_hash, sealed
@@ -73,6 +73,7 @@ def build_rayservice(service: ModelService, run: ServeRun, *, settings: Settings
 
 def build_serve_config(service: ModelService, run: ServeRun) -> str:
     """Ray Serve's configuration as YAML, which is the same text for the same content."""
+    run = run.mounted(VOLUME_ROOT)
     config = {
         "applications": [
             {

@@ -1,9 +1,8 @@
 """What to do about a ModelService: from the resource and what is observed to writes and a status. Pure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from typing import Any
 
 from plinth_api.errors import InvalidSpec
@@ -13,8 +12,7 @@ from plinth_api.parse import parse_resource
 from plinth_api.resolve import referenced_aliases, resolve_serve_run
 from plinth_api.run import ServeModel
 from plinth_api.status import RolloutStatus, ServiceStatus
-from plinth_api.uris import mounted, unmounted
-from plinth_operator.constants import CLUSTER_HASH_ANNOTATION, VOLUME_ROOT
+from plinth_operator.constants import CLUSTER_HASH_ANNOTATION
 from plinth_operator.facts import Manifest, ObjectFacts, Observed, RayServiceFacts
 from plinth_operator.plan.acceptance import invalid_spec_cause
 from plinth_operator.plan.access import serve_service_name
@@ -74,25 +72,11 @@ def plan_service(
         cause = Cause("TrackingUnavailable", seen.tracking_error) if seen.tracking_error else None
         return replace(_report(look, ServiceVerdict("Pending", cause), old.rollout), want_versions=missing)
     run = resolve_serve_run(service, base, versions)
-    model, rollout = plan_rollout(
-        service.spec.rollout.canary,
-        _with_uris(run.model, partial(unmounted, volume_root=VOLUME_ROOT)),
-        old,
-        seen,
-        generation=generation,
-        now=now,
-    )
-    run = run.model_copy(update={"model": _with_uris(model, partial(mounted, volume_root=VOLUME_ROOT))})
+    model, rollout = plan_rollout(service.spec.rollout.canary, run.model, old, seen, generation=generation, now=now)
+    run = run.model_copy(update={"model": model})
     plan = _converge(look, service_children(service, run, settings=settings), model, rollout)
     seconds = TICK_SECONDS if model.candidate else _ALIAS_SECONDS if aliases else None
     return replace(plan, want_versions=aliases, requeue_seconds=seconds)
-
-
-def _with_uris(model: ServeModel, change: Callable[[str], str]) -> ServeModel:
-    """With other URIs: a status tells those that users write, a replica is told where their claims are."""
-    adapters = tuple(one.model_copy(update={"uri": change(one.uri)}) for one in model.adapters)
-    candidate = model.candidate and model.candidate.model_copy(update={"uri": change(model.candidate.uri)})
-    return model.model_copy(update={"uri": change(model.uri), "adapters": adapters, "candidate": candidate})
 
 
 def _known_versions(look: _Look, aliases: tuple[str, ...]) -> Mapping[str, str]:

@@ -5,7 +5,7 @@ import pytest
 from makers import make_model_service, make_resolve_settings
 from plinth_api.errors import InvalidSpec
 from plinth_api.resolve import referenced_aliases, resolve_serve_run
-from plinth_api.run import ServeLimits
+from plinth_api.run import ServeCandidate, ServeLimits, ServeModel
 
 
 def test_service():
@@ -42,8 +42,28 @@ def test_adapters_of_a_service_are_pinned_to_their_versions():
     run = resolve_serve_run(service, settings, {"models:/a.docs@champion": "models:/a.docs/4"})
     assert [(one.name, one.uri) for one in run.model.adapters] == [
         ("docs", "models:/a.docs/4"),
-        ("tests", f"file://{settings.volume_root}/adapters/tests"),
+        ("tests", "pvc://adapters/tests"),
     ]
+
+
+def test_claims_stay_as_users_write_them_until_the_document_is_mounted_for_replicas():
+    settings = make_resolve_settings(volume_root="/volumes")
+    # Who writes the path of a claim means what pvc:// means, and replicas say it in one way.
+    adapters = [{"name": "docs", "uri": "file:///volumes/adapters/docs"}, {"name": "tests", "uri": "models:/tests/1"}]
+    run = resolve_serve_run(make_model_service(model={"uri": "pvc://models/a"}, adapters=adapters), settings, {})
+    assert uris_of(run.model) == ["pvc://models/a", "pvc://adapters/docs", "models:/tests/1"]
+    tried = run.model.model_copy(update={"candidate": ServeCandidate(uri="pvc://models/b", weight=10)})
+    mounted = run.model_copy(update={"model": tried}).mounted(settings.volume_root)
+    assert uris_of(mounted.model) == [
+        "file:///volumes/models/a",
+        "file:///volumes/adapters/docs",
+        "models:/tests/1",
+        "file:///volumes/models/b",
+    ]
+
+
+def uris_of(model: ServeModel) -> list[str]:
+    return [one.uri for one in (model, *model.adapters, model.candidate) if one is not None]
 
 
 def test_an_adapter_has_not_the_name_of_its_service():
