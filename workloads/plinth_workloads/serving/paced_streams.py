@@ -3,12 +3,14 @@
 Ray Serve's proxy is another process: a piece takes it and the replica about half a millisecond each, whatever is in it.
 So a replica sends so many pieces a second in all: one client has each token at once, and of many each has the tokens of
 a few steps together. What a client reads is the same bytes; the first piece of an answer and its end never wait.
+Answers that are no event streams pass as they are, and do not count.
 """
 
 import asyncio
 import time
 from collections.abc import Callable
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _PIECES_PER_SECOND = 200
@@ -16,8 +18,15 @@ _LONGEST_PAUSE_SECONDS = 0.1
 """What a reader does not notice."""
 
 
+def begins_event_stream(message: Message) -> bool:
+    """Whether an application says with `message` that its answer is a stream of server-sent events."""
+    if message["type"] != "http.response.start":
+        return False
+    return Headers(raw=list(message.get("headers", ()))).get("content-type", "").startswith("text/event-stream")
+
+
 class PacedStreams:
-    """ASGI middleware that holds pieces of streamed bodies back for a moment. Belongs to one event loop.
+    """ASGI middleware that holds pieces of event streams back for a moment. Belongs to one event loop.
 
     Args:
         app: The application.
@@ -33,17 +42,25 @@ class PacedStreams:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        stream = _Stream(send, self._clock, lambda: self._num_streams)
-        self._num_streams += 1
+        stream: _Stream | None = None
+
+        async def send_paced(message: Message) -> None:
+            nonlocal stream
+            if begins_event_stream(message):
+                stream = _Stream(send, self._clock, lambda: self._num_streams)
+                self._num_streams += 1
+            await (stream.send if stream else send)(message)
+
         try:
-            await self._app(scope, receive, stream.send)
+            await self._app(scope, receive, send_paced)
         finally:
-            self._num_streams -= 1
-            stream.close()
+            if stream:
+                self._num_streams -= 1
+                stream.close()
 
 
 class _Stream:
-    """One answer: what is held back of it."""
+    """One answer that is streamed: what is held back of it."""
 
     def __init__(self, send: Send, clock: Callable[[], float], num_streams: Callable[[], int]) -> None:
         self._send, self._clock, self._num_streams = send, clock, num_streams

@@ -22,6 +22,7 @@ from plinth_workloads.serving.body_limit import LimitBody
 from plinth_workloads.serving.engine import GenerationFailed
 from plinth_workloads.serving.inner_requests import Answer, ask, with_body
 from plinth_workloads.serving.limits import timed_out
+from plinth_workloads.serving.paced_streams import begins_event_stream
 from plinth_workloads.serving.probes import HEALTH_PATH, LIVE_PATH, PROBE_PATHS, READY_PATH
 from plinth_workloads.serving.protocol import ErrorBody, ErrorDetail
 from plinth_workloads.serving.request_ids import RequestIds
@@ -196,8 +197,7 @@ class _Started:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._started = True
-            types = [value for name, value in message.get("headers", ()) if name.lower() == b"content-type"]
-            self._is_stream = any(value.startswith(b"text/event-stream") for value in types)
+            self._is_stream = begins_event_stream(message)
         elif message["type"] == "http.response.body":
             self._ended = not message.get("more_body", False)
         await self._send(message)

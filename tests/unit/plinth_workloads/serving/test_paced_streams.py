@@ -1,4 +1,4 @@
-"""Pieces of streams go out at once for one client, together for many, and never otherwise than they came."""
+"""Pieces of streams go out at once for one client, together for many; what is no stream neither waits nor counts."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ class Streams:
         self.error = None
 
     async def answer(self, scope, receive, send):
-        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", scope["answers"])]})
         while (piece := await receive()) is not None:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -35,10 +35,10 @@ class Streams:
             await self.free.wait()
             self.sent.append((message["body"], message["more_body"]))
 
-    def open(self):
+    def open(self, answers=b"text/event-stream; charset=utf-8"):
         """The queue of one answer's pieces, and its task."""
         pieces = asyncio.Queue()
-        return pieces, asyncio.create_task(self.asgi({"type": "http"}, pieces.get, self.send))
+        return pieces, asyncio.create_task(self.asgi({"type": "http", "answers": answers}, pieces.get, self.send))
 
 
 async def settled(pieces, *told):
@@ -81,6 +81,38 @@ async def test_of_many_each_has_the_first_at_once_and_later_ones_together(patien
         pieces.put_nowait(None)
         await task
     assert streams.sent[8:] == [(b"23", False)] * 8
+
+
+async def test_what_is_no_stream_neither_counts_nor_waits(patient):
+    streams = Streams()
+    pieces, task = streams.open()
+    whole = [streams.open(b"application/json") for _ in range(8)]
+    for one, _ in whole:
+        await settled(one, b"w", b"w")
+    assert streams.sent == [(b"w", True)] * 16
+    await settled(pieces, b"1")
+    streams.now += 1
+    await settled(pieces, b"2")
+    assert streams.sent[16:] == [(b"1", True), (b"2", True)]
+    for one, ended in [*whole, (pieces, task)]:
+        one.put_nowait(None)
+        await ended
+
+
+async def test_a_stream_that_has_ended_no_longer_counts(patient):
+    streams = Streams()
+    opened = [streams.open() for _ in range(8)]
+    for pieces, task in opened:
+        await settled(pieces, b"1")
+        pieces.put_nowait(None)
+        await task
+    pieces, task = streams.open()
+    await settled(pieces, b"1")
+    streams.now += 1
+    await settled(pieces, b"2")
+    assert streams.sent[-1] == (b"2", True)
+    pieces.put_nowait(None)
+    await task
 
 
 async def test_after_the_pause_a_piece_takes_those_before_it_along(patient):
