@@ -29,6 +29,7 @@ from plinth_workloads.serving.fair_queue import TokenShares
 from plinth_workloads.serving.forward_pass import next_pass
 from plinth_workloads.serving.places import Places
 from plinth_workloads.serving.text_models import TextModel
+from plinth_workloads.serving.token_bounds import unknown_token
 
 logger = logging.getLogger(__name__)
 
@@ -163,12 +164,9 @@ class EncoderEngine:
         for number, row in enumerate(rows):
             if not row:
                 raise InvalidPrompt(f"input {number} has no tokens")
-            vocab_size = self._model.vocab_size
-            if min(row) < 0 or max(row) >= vocab_size:
-                unknown = min(row) if min(row) < 0 else max(row)
-                raise InvalidPrompt(
-                    f"input {number}: token id {unknown} is outside of the model's vocabulary of {vocab_size}"
-                )
+            unknown = unknown_token(row, self._model.vocab_size)
+            if unknown is not None:
+                raise InvalidPrompt(f"input {number}: {unknown}")
             if len(row) > self.context_length:
                 raise ContextLengthExceeded(
                     f"this model's context length is {self.context_length} tokens, and input {number} has {len(row)}; "

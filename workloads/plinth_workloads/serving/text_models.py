@@ -20,8 +20,8 @@ from plinth_workloads.models.sentence_files import SentenceSettings, read_senten
 from plinth_workloads.models.tokenizers import load_tokenizer
 from plinth_workloads.models.virtual_tokens import ADAPTER_CONFIG
 from plinth_workloads.serving.encoder import Labels
+from plinth_workloads.serving.token_bounds import positions_of
 
-_DEFAULT_CONTEXT_LENGTH = 2048
 _CLASSES = {"embed": "AutoModel", "classify": "AutoModelForSequenceClassification"}
 
 
@@ -158,7 +158,7 @@ def _kind_of(config: Any) -> Literal["one", "several", "value"]:
 
 
 def _context_length_of(model: Any, tokenizer: Any, settings: SentenceSettings) -> int:
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or _DEFAULT_CONTEXT_LENGTH
+    positions = positions_of(model)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             # RoBERTa and its kin count positions from behind that of padding.

@@ -42,11 +42,11 @@ from plinth_workloads.serving.prompt_encoder import PromptEncoder
 from plinth_workloads.serving.slotted_batch import slotted_batch
 from plinth_workloads.serving.step_worker import StepWorker, Told
 from plinth_workloads.serving.structured_output import StructuredOutputs
+from plinth_workloads.serving.token_bounds import positions_of, unknown_token
 from plinth_workloads.serving.warm_up import warm_up_generation
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_CONTEXT_LENGTH = 2048
 _HEALTH_POLL_SECONDS = 0.05
 _CUDA_STEP_TOKENS = 2048
 _CPU_STEP_TOKENS = (256, 1024)
@@ -88,7 +88,7 @@ class TorchEngine:
         self._model = model
         self._encoder = PromptEncoder(tokenizer)
         self._places = Places(max_batch_size + max_waiting)
-        self._context_length = context_length or _context_length_of(model)
+        self._context_length = context_length or positions_of(model) - num_virtual_tokens(model)
         self._compile, self._health_timeout_seconds = compile, health_timeout_seconds
         self._vocab_size: int = model.get_input_embeddings().num_embeddings
         end_ids = _end_ids_of(model, tokenizer)
@@ -200,15 +200,14 @@ class TorchEngine:
             pass
 
     def _check(self, request: GenerationRequest) -> None:
-        biased = next((token for token, _ in request.sampling.logit_bias if not 0 <= token < self._vocab_size), None)
+        biased = unknown_token([token for token, _ in request.sampling.logit_bias], self._vocab_size)
         if biased is not None:
-            text = f"token id {biased} is outside of the model's vocabulary of {self._vocab_size}"
-            raise InvalidParameter("logit_bias", f"logit_bias: {text}")
+            raise InvalidParameter("logit_bias", f"logit_bias: {biased}")
         if not request.prompt_ids:
             raise InvalidPrompt("the prompt is empty")
-        unknown = next((token for token in request.prompt_ids if not 0 <= token < self._vocab_size), None)
+        unknown = unknown_token(request.prompt_ids, self._vocab_size)
         if unknown is not None:
-            raise InvalidPrompt(f"token id {unknown} is outside of the model's vocabulary of {self._vocab_size}")
+            raise InvalidPrompt(unknown)
         prompt, completion = len(request.prompt_ids), request.sampling.max_tokens
         if prompt + completion > self._context_length:
             raise ContextLengthExceeded(
@@ -251,12 +250,6 @@ def _step_tokens_for(model: Any) -> int:
         return _CUDA_STEP_TOKENS
     fewest, most = _CPU_STEP_TOKENS
     return int(min(most, max(fewest, _CPU_STEP_FLOPS / (2 * model.num_parameters()))))
-
-
-def _context_length_of(model: Any) -> int:
-    text_config = model.config.get_text_config()
-    positions = getattr(text_config, "max_position_embeddings", None) or _DEFAULT_CONTEXT_LENGTH
-    return positions - num_virtual_tokens(model)
 
 
 @torch.inference_mode()
