@@ -28,14 +28,11 @@ def shares_in_pieces(pending: Sequence[int], budget: int) -> list[int]:
 
 
 def has_room(pending: Sequence[int], budget: int) -> bool:
-    """Whether the next step could read a part of one more prompt that is worth it.
+    """Whether the next step would read a part of one more prompt that is worth it, an eighth of what it may read.
 
     Prompts are not begun earlier: what is read until then may be their beginning too.
     """
-    left = budget
-    for count in pending:
-        left -= 1 if count == 1 else min(count, (left + 1) // 2)
-    return left >= max(1, budget // 8)
+    return shares_in_pieces([*pending, budget], budget)[-1] >= max(1, budget // 8)
 
 
 def shares_whole(pending: Sequence[int], budget: int) -> list[int]:

@@ -27,6 +27,9 @@ def test_a_prompt_is_not_begun_before_a_part_of_it_would_be_read():
     assert has_room([100], 16)
     assert not has_room([100, 100, 100, 100], 16)
     assert not has_room([1] * 15, 16)
+    # Whichever came first, those that make text have theirs before prompts share the rest: 4 are left.
+    assert has_room([1] * 8 + [100], 16)
+    assert has_room([100] + [1] * 8, 16)
 
 
 @pytest.mark.parametrize(
