@@ -4,7 +4,6 @@ Enters: JSON bodies. Leaves: typed requests, or a validation error that names th
 served is accepted at a value that changes nothing and refused at any other, so that no wish is silently ignored.
 """
 
-import json
 import time
 import uuid
 from typing import Annotated, Any, Literal, Self
@@ -115,6 +114,21 @@ def _parse_content(value: Any) -> Any:
     return "".join(part["text"] for part in value)
 
 
+def _check_characters(value: Any) -> None:
+    """Raise UnicodeEncodeError where a string of a JSON value, or a name, has half of a surrogate pair."""
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            name.encode()
+            _check_characters(item)
+    elif isinstance(value, list):
+        for item in value:
+            # A prompt may be a hundred thousand token ids, while the event loop waits.
+            if type(item) is not int:
+                _check_characters(item)
+
+
 class StreamOptions(BaseModel):
     """What a stream carries beside the text."""
 
@@ -135,7 +149,7 @@ class RequestBody(BaseModel):
         if not isinstance(body, dict):
             return body
         try:
-            json.dumps(body, ensure_ascii=False).encode()
+            _check_characters(body)
         except UnicodeEncodeError:
             text = "has half of a Unicode character, a lone surrogate; leave it out"
             raise PydanticCustomError("half_character", text) from None

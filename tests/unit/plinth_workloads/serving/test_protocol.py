@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 from pydantic import ValidationError
 
@@ -83,6 +85,32 @@ def test_parameters_that_are_not_served_are_refused_by_name(name, value):
 def test_values_out_of_bounds_are_refused(bad):
     with pytest.raises(ValidationError):
         completion(**bad)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param({"prompt": "a\ud83d"}, id="a string"),
+        pytest.param({"prompt": ["a", "\ude00"]}, id="in a list"),
+        pytest.param({"metadata": {"team": {"of": "\ud83d"}}}, id="inside of an object"),
+        pytest.param({"metadata": {"\ud83d": 1}}, id="a name"),
+    ],
+)
+def test_half_of_a_character_is_refused_wherever_it_is(bad):
+    with pytest.raises(ValidationError, match="half of a Unicode character, a lone surrogate; leave it out"):
+        completion(**bad)
+
+
+def test_whole_characters_and_token_ids_are_no_halves():
+    assert completion(prompt="a\U0001f600", metadata={"\U0001f600": [1, 2.5, None]}).prompt == ("a\U0001f600",)
+
+
+def test_a_body_that_is_nested_too_deeply_is_refused():
+    nested: list[object] = []
+    for _ in range(sys.getrecursionlimit()):
+        nested = [nested]
+    with pytest.raises(ValidationError, match="is nested too deeply; make it flatter"):
+        completion(metadata=nested)
 
 
 def test_parameters_of_sampling_are_read_as_clients_write_them():
