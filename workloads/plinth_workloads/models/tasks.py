@@ -10,6 +10,7 @@ from plinth_api.run import ServingTask, WantedTask
 from plinth_workloads.errors import UserError
 from plinth_workloads.models.model_files import read_json
 from plinth_workloads.models.sentence_files import is_sentence_model
+from plinth_workloads.models.virtual_tokens import ADAPTER_CONFIG
 
 _OF_ADAPTERS: dict[str | None, tuple[ServingTask, ...]] = {
     None: ("generate",),
@@ -41,7 +42,7 @@ def task_of(folder: Path, uri: str, wanted: WantedTask = "auto") -> ServingTask:
     Raises:
         UserError: ModelLoadFailed where the model was not trained for it.
     """
-    adapter, config = read_json(folder / "adapter_config.json"), read_json(folder / "config.json")
+    adapter, config = read_json(folder / ADAPTER_CONFIG), read_json(folder / "config.json")
     possible = _OF_ADAPTERS.get(adapter.get("task_type"), ()) if adapter else _of_model(config)
     if is_sentence_model(folder):
         possible = ("embed", *(task for task in possible if task != "embed"))
