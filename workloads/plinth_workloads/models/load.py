@@ -51,29 +51,34 @@ def load_for_training(
     if base_folder is None:
         model = new_model(run, tokenizer, auto_class, implied)
     else:
-        assert run.model.uri is not None
-        model = load_model(
-            base_folder,
-            run.model.uri,
-            auto_class=auto_class,
-            implied=implied,
-            new_head=True,
-            tracking_uri=run.tracking.uri,
-            cache_dir=Path(run.work_dir) / "cache",
-            **(_in_four_bits(run) if run.method.qlora else {}),
-        )
-        if num_virtual_tokens(model):
-            base_uri = adapter_base_uri(base_folder)
-            raise UserError(
-                "InvalidSpec",
-                f"spec.model.uri: {run.model.uri} is virtual tokens before {base_uri}, and nothing can be trained "
-                f"behind them; start from {base_uri}",
-            )
-        check_positions(model.config, run.training.sequence_length)
+        model = _base_model(run, base_folder, auto_class, implied)
     model.config.use_cache = False
     if run.method.full is None:
         assert run.model.uri is not None
         model = attach(model, run.method, tokenizer, run.model.uri, run.training.sequence_length, auto_class)
+    return model
+
+
+def _base_model(run: TrainRun, folder: Path, auto_class: str, implied: Mapping[str, Any] | None) -> Any:
+    assert run.model.uri is not None
+    model = load_model(
+        folder,
+        run.model.uri,
+        auto_class=auto_class,
+        implied=implied,
+        new_head=True,
+        tracking_uri=run.tracking.uri,
+        cache_dir=Path(run.work_dir) / "cache",
+        **(_in_four_bits(run) if run.method.qlora else {}),
+    )
+    if num_virtual_tokens(model):
+        base_uri = adapter_base_uri(folder)
+        raise UserError(
+            "InvalidSpec",
+            f"spec.model.uri: {run.model.uri} is virtual tokens before {base_uri}, and nothing can be trained "
+            f"behind them; start from {base_uri}",
+        )
+    check_positions(model.config, run.training.sequence_length)
     return model
 
 
@@ -143,29 +148,46 @@ def load_model(
     base_uri = adapter_base_uri(folder)
     if not new_head:
         check_same_labels(folder, uri, implied or {})
-    if base_uri is not None and four_bits is not None:
+    if base_uri is None:
+        return _whole_model(folder, uri, auto_class, implied or {}, new_head, device, four_bits)
+    if four_bits is not None:
         raise UserError(
             "InvalidSpec",
             f"spec.model.uri: {uri} is an adapter of {base_uri}, and only a whole model can be quantised; start from "
             f"{base_uri}, or from a version that a job with output.merge registered",
         )
-    if base_uri is not None:
-        base_folder = fetch_model(base_uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
-        base = load_model(
-            base_folder,
-            base_uri,
-            auto_class=auto_class,
-            implied={**labels_of(folder), **(implied or {})},
-            new_head=True,
-            tracking_uri=tracking_uri,
-            cache_dir=cache_dir,
-        )
-        # Merged where it was trained: in fp32, on the host.
-        return with_adapter(base, folder).to(device)
+    return _adapted_model(folder, base_uri, auto_class, implied or {}, tracking_uri, cache_dir).to(device)
+
+
+def _adapted_model(
+    folder: Path, base_uri: str, auto_class: str, implied: Mapping[str, Any], tracking_uri: str, cache_dir: Path
+) -> "PreTrainedModel":
+    """An adapter's base with the adapter taken in where it was trained: in fp32, on the host."""
+    base = load_model(
+        fetch_model(base_uri, tracking_uri=tracking_uri, cache_dir=cache_dir),
+        base_uri,
+        auto_class=auto_class,
+        implied={**labels_of(folder), **implied},
+        new_head=True,
+        tracking_uri=tracking_uri,
+        cache_dir=cache_dir,
+    )
+    return with_adapter(base, folder)
+
+
+def _whole_model(
+    folder: Path,
+    uri: str,
+    auto_class: str,
+    implied: Mapping[str, Any],
+    new_head: bool,
+    device: str,
+    four_bits: torch.dtype | None,
+) -> "PreTrainedModel":
+    """The model of which a folder has all weights."""
     num_bytes = check_weights(folder, uri)
     if load := current_load():
         load.tell(LoadStep("loading", total_bytes=num_bytes))
-    implied = implied or {}
     given: dict[str, Any] = {
         # Only a head that is made anew may have another size; any other weight that does not fit is an error.
         "ignore_mismatched_sizes": new_head and "id2label" in implied,
