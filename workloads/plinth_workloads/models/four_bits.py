@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plinth_workloads.errors import UserError
+
 # It asks for kernels that would be downloaded from a hub as code; without them it warns whoever imports peft.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
@@ -52,6 +54,28 @@ def compute_alike_in_both_modes(model: nn.Module) -> None:
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
+
+
+def check_shapes(model: nn.Module, uri: str) -> None:
+    """Return where weights in 4 bits have the shapes of the model's configuration.
+
+    Of these transformers compares none, and layers compute with what they are given: some models would even run.
+
+    Raises:
+        UserError: ModelLoadFailed, naming a weight.
+    """
+    layer: Any
+    for name, layer in model.named_modules():
+        weight = getattr(layer, "weight", None)
+        if weight is None or not is_four_bit(weight):
+            continue
+        given, wanted = list(weight.quant_state.shape), [layer.out_features, layer.in_features]
+        if given != wanted:
+            raise UserError(
+                "ModelLoadFailed",
+                f"{uri} cannot be loaded: {name}.weight is {given} in its file, and {wanted} by its config.json; copy "
+                "both anew",
+            )
 
 
 def is_four_bit(weight: Tensor) -> bool:

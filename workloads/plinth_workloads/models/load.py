@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from plinth_api.run import TrainRun
 from plinth_workloads.errors import UserError
 from plinth_workloads.models.adapters import adapter_base_uri, attach, with_adapter
 from plinth_workloads.models.catalog import CAUSAL_LM, check_positions, model_class, new_config
 from plinth_workloads.models.fetch import fetch_model
-from plinth_workloads.models.four_bits import compute_alike_in_both_modes, four_bit_config
+from plinth_workloads.models.four_bits import check_shapes, compute_alike_in_both_modes, four_bit_config
 from plinth_workloads.models.heads import check_same_labels, labels_of
+from plinth_workloads.models.model_files import unusable_files
 from plinth_workloads.models.model_load import LoadStep, current_load
 from plinth_workloads.models.tasks import task_of
 from plinth_workloads.models.tokenizers import load_tokenizer
@@ -195,27 +197,24 @@ def _whole_model(
         "device_map": None if device == "cpu" and not four_bits else {"": device},
         **implied,
     }
-    try:
+    with unusable_files(f"{uri} cannot be loaded"):
         if four_bits is not None:
             given["quantization_config"] = _quantization(folder, auto_class, implied, four_bits)
-        model: PreTrainedModel
-        model, found = model_class(auto_class).from_pretrained(
-            folder,
-            output_loading_info=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            **given,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError("ModelLoadFailed", f"{uri} cannot be loaded: {first}") from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise UserError("ModelLoadFailed", f"{uri} has a damaged safetensors file: {error}") from error
+        try:
+            model: PreTrainedModel
+            model, found = model_class(auto_class).from_pretrained(
+                folder,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                **given,
+            )
+        except SafetensorError as error:
+            raise UserError("ModelLoadFailed", f"{uri} has a damaged safetensors file: {error}") from error
     model.new_weights = frozenset([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
     if four_bits is not None:
+        check_shapes(model, uri)
         compute_alike_in_both_modes(model)
     return model
 

@@ -1,6 +1,8 @@
-"""The JSON files of a model's folder: a path enters, what it says leaves."""
+"""The files of a model's folder: a path enters, what its JSON says leaves, or in a sentence why it cannot be used."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +44,22 @@ def _parsed(path: Path) -> Any:
         return json.loads(path.read_text())
     except ValueError as error:
         raise UserError("ModelLoadFailed", f"{path.parent}: {path.name} cannot be read: {error}") from error
+
+
+@contextmanager
+def unusable_files(told: str) -> Iterator[None]:
+    """Tell what transformers raises of a folder as ModelLoadFailed, after the words `told`.
+
+    A config.json that is wrong raises nearly anything: a field of another type, a division by no heads, an assertion.
+    """
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+        # A first line may only name the field.
+        said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        # These were written for whoever has the files; all others may come from any line of code.
+        hint = "" if isinstance(error, OSError | ValueError | ImportError | RuntimeError) else "; check its JSON files"
+        raise UserError("ModelLoadFailed", f"{told}: {said}{hint}") from error

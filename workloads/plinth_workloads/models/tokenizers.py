@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plinth_workloads.errors import UserError
+from plinth_workloads.models.model_files import unusable_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,10 +71,8 @@ def load_tokenizer(folder: Path, uri: str) -> "PreTrainedTokenizerBase":
     """
     from transformers import AutoTokenizer
 
-    try:
+    with unusable_files(f"{uri} has no tokenizer that can be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError("ModelLoadFailed", f"{uri} has no tokenizer that can be loaded: {error}") from error
     if not tokenizer.is_fast:
         raise UserError("ModelLoadFailed", f"{uri} has only a slow tokenizer; convert it to tokenizer.json")
     if tokenizer.eos_token_id is None and tokenizer.sep_token_id is not None:

@@ -83,3 +83,12 @@ def test_a_template_that_cannot_be_used_is_a_sentence(other_tokenizer, template,
 def test_a_folder_without_a_tokenizer_is_a_sentence(tmp_path):
     with pytest.raises(UserError, match=r"models:/x/1 has no tokenizer that can be loaded"):
         load_tokenizer(tmp_path, "models:/x/1")
+
+
+@pytest.mark.parametrize(("name", "text"), [("tokenizer.json", "{}"), ("config.json", "null")])
+def test_a_tokenizer_beside_a_damaged_file_is_a_sentence(other_tokenizer, tmp_path, name, text):
+    other_tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=r"^m has no tokenizer that can be loaded: .+; check its JSON files$"):
+        load_tokenizer(tmp_path, "m")
