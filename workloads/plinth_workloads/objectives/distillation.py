@@ -47,7 +47,7 @@ class Distillation(CausalLM):
 
     def recipe(self) -> DataRecipe:
         """Texts, chats or pairs, in the tokens that student and teacher share."""
-        return _SharedTokens(self.run)
+        return _SharedTokens(self.run, self._settings.teacher.uri)
 
     def loss(self, model: Any, tokenizer: Any) -> "DistillationLoss":  # type: ignore[override]
         """The divergence from the teacher, who is loaded here, and cross entropy."""
@@ -134,6 +134,10 @@ class DistillationLoss(MeasuredLoss):
 class _SharedTokens(DataRecipe):
     """The rows of a causal language model, once it is sure that the teacher reads the same tokens."""
 
+    def __init__(self, run: TrainRun, teacher_uri: str) -> None:
+        super().__init__(run)
+        self._teacher_uri = teacher_uri
+
     def processor(self, base_folder: Path | None, cache: Path) -> Any:
         """The student's tokenizer.
 
@@ -141,7 +145,7 @@ class _SharedTokens(DataRecipe):
             UserError: ModelNotFound for a teacher that is not there, InvalidSpec for one with another tokenizer.
         """
         tokenizer = super().processor(base_folder, cache)
-        uri = Settings.model_validate(self.run.objective_settings).teacher.uri
+        uri = self._teacher_uri
         other = load_tokenizer(_teacher_folder(self.run, uri), uri)
         ours, theirs = tokenizer.get_vocab(), other.get_vocab()
         if ours != theirs:
