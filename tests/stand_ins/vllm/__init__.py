@@ -1,7 +1,7 @@
 """As much of vLLM as ray.serve.llm imports while it makes an application and its replicas, and no engine.
 
 For processes that have this folder's parent on their path, where vLLM itself is not installed. The names are those that
-Ray 2.60 imports; of the arguments there are those of vLLM 0.29 that we give.
+Ray 2.60 imports.
 """
 
 import sys
@@ -11,25 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-ENGINE_ARGUMENTS = (
-    "convert",
-    "enable_lora",
-    "generation_config",
-    "language_model_only",
-    "load_format",
-    "max_cpu_loras",
-    "max_lora_rank",
-    "max_loras",
-    "max_num_queued_reqs",
-    "pooler_config",
-    "runner",
-    "tensor_parallel_size",
-    "trust_remote_code",
-)
-"""Fields of AsyncEngineArgs (vllm/engine/arg_utils.py)."""
-
-FRONTEND_ARGUMENTS = ("enable_auto_tool_choice", "tool_call_parser")
-"""Fields of FrontendArgs (vllm/entrypoints/launchers/cli_args.py)."""
+from vllm_arguments import ENGINE_ARGUMENTS, FRONTEND_ARGUMENTS
 
 _PROTOCOLS = {
     "openai.chat_completion": ("ChatCompletionRequest", "ChatCompletionResponse", "ChatCompletionStreamResponse"),

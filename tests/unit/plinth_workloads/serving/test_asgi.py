@@ -5,9 +5,7 @@ import openai
 import pytest
 
 from plinth_workloads.errors import UserError
-from plinth_workloads.serving.asgi import build_asgi
-from plinth_workloads.serving.served_model import ServedModel
-from unit.plinth_workloads.serving.asgi_service import CHAT, service, tiny
+from unit.plinth_workloads.serving.asgi_service import CHAT, ask_and_leave, service, texts_until, tiny
 from unit.plinth_workloads.serving.fake_engine import FakeEngine
 from unit.plinth_workloads.serving.tiny_model import (
     CONTEXT_LENGTH,
@@ -322,59 +320,12 @@ async def test_a_new_version_takes_over_under_load_without_a_failed_request():
         return make_engine(make_model(seed=int(uri[-1]), end_ids=None))
 
     async with service(make_version) as (served, _, client):
-        texts = []
-
-        async def keep_asking():
-            while "2" not in (served.uri or ""):
-                answer = await client.completions.create(model="m", prompt="abc", max_tokens=20, temperature=0)
-                texts.append(answer.choices[0].text)
-
-        askers = [asyncio.create_task(keep_asking()) for _ in range(4)]
-        await asyncio.sleep(0.2)
-        served.set_target("models:/m/2")
-        await asyncio.gather(*askers)
-        last = await client.completions.create(model="m", prompt="abc", max_tokens=20, temperature=0)
-
-    assert last.choices[0].text == greedy_text(make_model(seed=2, end_ids=None), "abc", 20)
-    assert set(texts) <= {last.choices[0].text, greedy_text(make_model(seed=1, end_ids=None), "abc", 20)}
+        texts = await texts_until(served, client, "models:/m/2", max_tokens=20)
+    assert set(texts) == {greedy_text(make_model(seed=seed, end_ids=None), "abc", 20) for seed in (1, 2)}
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_goes_away_cancels_its_request(stream):
     engine = FakeEngine(("a", "b"))
-    engine.gate.clear()
-    served = ServedModel(lambda uri: engine)
-    served.set_target("m/1")
-    await served.wait_loaded()
-    body = json.dumps({"model": "m", "prompt": "p", "stream": stream}).encode()
-    gone = asyncio.Event()
-    inbox = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive():
-        if inbox:
-            return inbox.pop()
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message):
-        pass
-
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "POST",
-        "path": "/v1/completions",
-        "raw_path": b"/v1/completions",
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(b"content-type", b"application/json")],
-    }
-    exchange = asyncio.create_task(build_asgi(served, name="m")(scope, receive, send))
-    while engine.num_running == 0:
-        await asyncio.sleep(0.001)
-    await asyncio.sleep(0.01)
-    gone.set()
-    await asyncio.wait_for(exchange, timeout=5)
-
+    await ask_and_leave(engine, "/v1/completions", prompt="p", stream=stream)
     assert engine.num_running == 0

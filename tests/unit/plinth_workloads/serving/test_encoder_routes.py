@@ -1,18 +1,14 @@
 """Embeddings and classification over HTTP, asked by OpenAI's own client where it has the endpoint."""
 
-import asyncio
 import base64
-import json
 
 import numpy as np
 import openai
 import pytest
 
 from plinth_workloads.errors import UserError
-from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.encoder import Labels
-from plinth_workloads.serving.served_model import ServedModel
-from unit.plinth_workloads.serving.asgi_service import CHAT, service
+from unit.plinth_workloads.serving.asgi_service import CHAT, ask_and_leave, service
 from unit.plinth_workloads.serving.fake_encoder import FakeEncoder
 from unit.plinth_workloads.serving.fake_engine import FakeEngine
 from unit.plinth_workloads.serving.tiny_encoder import CONTEXT_LENGTH, SIZE, by_hand, make_engine
@@ -218,37 +214,5 @@ async def test_requests_and_failures_of_ours_are_counted():
 
 async def test_a_client_that_goes_away_cancels_its_request_and_is_no_failure():
     encoder = FakeEncoder()
-    encoder.gate.clear()
-    served = ServedModel(lambda uri: encoder)
-    served.set_target("m/1")
-    await served.wait_loaded()
-    gone = asyncio.Event()
-    inbox = [{"type": "http.request", "body": json.dumps({"model": "m", "input": "p"}).encode(), "more_body": False}]
-
-    async def receive():
-        if inbox:
-            return inbox.pop()
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message):
-        pass
-
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "1.1",
-        "method": "POST",
-        "path": "/v1/embeddings",
-        "raw_path": b"/v1/embeddings",
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(b"content-type", b"application/json")],
-    }
-    app = build_asgi(served, name="m")
-    exchange = asyncio.create_task(app(scope, receive, send))
-    while encoder.num_running == 0:
-        await asyncio.sleep(0.001)
-    gone.set()
-    await asyncio.wait_for(exchange, timeout=5)
+    await ask_and_leave(encoder, "/v1/embeddings", input="p")
     assert encoder.num_running == 0

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 import weakref
+from contextlib import asynccontextmanager
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from plinth_workloads.models.model_load import ModelLoad
 from plinth_workloads.serving.app import _room_for
 from plinth_workloads.serving.room import Room, needed_bytes
 from plinth_workloads.serving.served_model import ServedModel
-from unit.plinth_workloads.serving.asgi_service import service
+from unit.plinth_workloads.serving.asgi_service import service, texts_until
 from unit.plinth_workloads.serving.fake_engine import FakeEngine
 from unit.plinth_workloads.serving.test_app import ARGS, saved
 from unit.plinth_workloads.serving.tiny_model import greedy_text, make_engine, make_model, until
@@ -46,6 +47,10 @@ class Memory:
         self.engines.add(engine)
         return engine
 
+    def answer_all(self):
+        for engine in self.engines:
+            engine.gate.set()
+
     def room_for(self, uri):
         return Room(2, 1)
 
@@ -62,7 +67,9 @@ def ask(client):
     return client.completions.create(model="m", prompt="p")
 
 
-async def test_requests_wait_until_the_new_version_has_taken_the_place_of_the_old_one():
+@asynccontextmanager
+async def held_service():
+    """A new version waits for the one in service, which works on a request: memory, state, clients and that request."""
     memory = Memory()
     async with service(memory.make_engine, room_for=memory.room_for) as (served, http, client):
         (old,) = memory.engines
@@ -71,6 +78,11 @@ async def test_requests_wait_until_the_new_version_has_taken_the_place_of_the_ol
         await until(lambda: old.num_running == 1)
         served.set_target(NEW)
         await until(lambda: served.held is not None)
+        yield memory, served, http, client, running
+
+
+async def test_requests_wait_until_the_new_version_has_taken_the_place_of_the_old_one():
+    async with held_service() as (memory, served, http, client, running):
         waiting = [asyncio.create_task(ask(client)) for _ in range(5)]
         ready, live = await http.get("/health/ready"), await http.get("/health/live")
         state = (await http.get("/-/state")).json()
@@ -78,7 +90,7 @@ async def test_requests_wait_until_the_new_version_has_taken_the_place_of_the_ol
         assert (ready.status_code, ready.json()) == (503, {"status": "held", "message": held})
         assert (live.status_code, state["held"], state["modelUri"]) == (200, held, OLD)
         assert (memory.loaded, [task.done() for task in waiting]) == ([OLD], [False] * 5)
-        old.gate.set()
+        memory.answer_all()
         assert (await running).choices[0].text == OLD
         assert [(await task).choices[0].text for task in waiting] == [NEW] * 5
         assert (memory.loaded, served.held, served.load_error) == ([OLD, NEW], None, None)
@@ -127,19 +139,12 @@ async def test_where_neither_can_be_loaded_requests_are_told():
 
 
 async def test_a_request_that_has_waited_for_half_its_time_is_sent_away_to_come_again():
-    memory = Memory()
-    async with service(memory.make_engine, room_for=memory.room_for) as (served, http, client):
-        (old,) = memory.engines
-        old.gate.clear()
-        running = asyncio.create_task(ask(client))
-        await until(lambda: old.num_running == 1)
-        served.set_target(NEW)
-        await until(lambda: served.held is not None)
+    async with held_service() as (memory, served, http, _, running):
         served.limits = served.limits.model_copy(update={"request_timeout_seconds": 0.2})
         answer = await http.post("/v1/completions", json={"model": "m", "prompt": "p"})
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
         assert "takes the place of" in answer.json()["error"]["message"]
-        old.gate.set()
+        memory.answer_all()
         await running
         await served.wait_loaded()
 
@@ -197,19 +202,8 @@ async def test_a_real_model_gives_its_memory_back_before_the_next_one_takes_any(
         return make_engine(model)
 
     async with service(make_version, room_for=lambda uri: Room(2, 1)) as (served, _, client):
-        texts: list[str] = []
-
-        async def keep_asking():
-            while served.uri != NEW or len(texts) < 4:
-                answer = await client.completions.create(model="m", prompt="abc", max_tokens=10, temperature=0)
-                texts.append(answer.choices[0].text)
-
-        clients = [asyncio.create_task(keep_asking()) for _ in range(4)]
-        await until(lambda: len(texts) > 4)
-        served.set_target(NEW)
-        await asyncio.gather(*clients)
-        expected = [greedy_text(make_model(seed=seed), "abc", 10) for seed in (1, 2)]
-        assert set(texts) == set(expected)
+        texts = await texts_until(served, client, NEW, max_tokens=10)
+        assert set(texts) == {greedy_text(make_model(seed=seed), "abc", 10) for seed in (1, 2)}
         assert alive == [0, 0]
 
 

@@ -16,6 +16,7 @@ from plinth_api.engine_rules import VLLM_ENVIRONMENT
 from plinth_api.parse import fields_by_wire_name
 from plinth_api.run import ServeModel, ServeRun
 from plinth_workloads.serving.vllm_config import DEPLOYMENT, RUN, FetchedModel, llm_config
+from vllm_arguments import ENGINE_ARGUMENTS, FRONTEND_ARGUMENTS
 
 RUN_OF_A_SERVICE = ServeRun.from_wire(
     {
@@ -32,26 +33,6 @@ RUN_OF_A_SERVICE = ServeRun.from_wire(
     }
 )
 FETCHED = FetchedModel(folder="/work/models/chat", task="generate")
-
-ENGINE_ARGUMENTS_OF_0_29 = {
-    "convert",
-    "enable_auto_tool_choice",
-    "enable_lora",
-    "enforce_eager",
-    "generation_config",
-    "language_model_only",
-    "load_format",
-    "max_cpu_loras",
-    "max_lora_rank",
-    "max_loras",
-    "max_num_queued_reqs",
-    "pooler_config",
-    "runner",
-    "tensor_parallel_size",
-    "tool_call_parser",
-    "trust_remote_code",
-}
-"""Read from vLLM 0.29.0's wheel: fields of AsyncEngineArgs and FrontendArgs. Ray raises for any other name."""
 
 HANDLED = {
     "version": "nothing: of the document",
@@ -121,7 +102,7 @@ def test_rays_own_models_accept_what_they_are_told(fetched: FetchedModel | None,
     config = LLMConfig.model_validate({**told, "server_cls": None})
     assert config.model_id == "chat"
     PlacementGroupConfig.model_validate(told["placement_group_config"])
-    assert set(told["engine_kwargs"]) <= ENGINE_ARGUMENTS_OF_0_29
+    assert set(told["engine_kwargs"]) <= {*ENGINE_ARGUMENTS, *FRONTEND_ARGUMENTS}
 
 
 def test_the_document_travels_with_the_configuration_and_comes_out_as_it_was():
