@@ -182,7 +182,7 @@ def _run_document(folder: Path, subject: Subject, precision: str, compiled: bool
 def _measure(run: TrainRun, subject: Subject, steps: int, device: torch.device, folder: Path) -> dict[str, Any]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    model = _build_model(subject, run).to(device)
+    model = _build_model(subject, run)
     reporter = _Steps()
     loop = _build_loop(run, model, device, _random_store(folder, subject, steps, model), reporter)
     started = time.perf_counter()
@@ -206,6 +206,7 @@ def _measure(run: TrainRun, subject: Subject, steps: int, device: torch.device, 
         "peak_memory_is": "allocated on the GPU"
         if device.type == "cuda"
         else "resident in the process, since it began",
+        "attention": model.config._attn_implementation,
         "flops_per_token": round(flops),
         "achieved_flops_per_second": round(achieved),
         **_limits(subject, device, achieved),
@@ -239,7 +240,9 @@ def _random_store(folder: Path, subject: Subject, steps: int, model: nn.Module) 
 def _build_loop(run: TrainRun, model: Any, device: torch.device, store: TokenStore, reporter: _Steps) -> TrainLoop:
     training, workers = run.training, Workers(0, 1, device, control_group=None)
     loss: nn.Module = CausalLMLoss(model).train()
+    # On the CPU, as a session does it; attention for a GPU is chosen before the model is there.
     prepare_blocks(model, run, same_width=True)
+    loss.to(device)
     documents = np.arange(store.num_documents)
 
     def plan_epoch(epoch: int) -> ConcatenatedRows:

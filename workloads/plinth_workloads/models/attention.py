@@ -1,10 +1,11 @@
-"""Attention inside the documents of packed rows on CPUs: work goes with the sum of the squares of their lengths.
+"""Attention inside the documents of packed rows: work goes with the sum of the squares of their lengths.
 
-transformers' own way on a CPU masks the scores of whole rows, B x T x T of them. Here its mask is told where documents
-start, which is all that a causal mask of documents says, and each document is attended by itself. What this cannot
-express (windows, dropout, caches) takes transformers' way. GPUs are left as they are.
+transformers' own way masks the scores of whole rows, B x T x T of them, on CPUs and GPUs alike. Here its mask is told
+where documents start, which is all that a causal mask of documents says, and each document is attended by itself: on
+CPUs by an operation of this module, on GPUs by `varlen_attention`. What this cannot express (windows, dropout, caches)
+takes transformers' way.
 
-Shapes: B rows, T tokens, N heads, D width of a head.
+Shapes: B rows, T tokens, N heads, D width of a head, K at least as many as there are documents in all rows.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,8 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from plinth_workloads.models.modes import in_evaluation
+from plinth_workloads.models.varlen_attention import (
+    HAS_OPERATOR,
+    Heads,
+    kernel_fits,
+    kernel_is_right,
+    kernel_takes,
+    own_gpu,
+    room_for,
+    varlen_attention,
+)
 
 IMPLEMENTATION = "plinth_documents"
+GPU_IMPLEMENTATION = "plinth_varlen_documents"
+ATTENTION_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
+"""How configurations spell dropout of attention."""
 _STARTS = torch.uint8
 """The type by which starts of documents are told from a mask of scores, which is bool or float."""
 
@@ -23,31 +37,56 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-def attend_within_documents(model: Any) -> bool:
-    """Let a model on a CPU attend document by document, if that gives the numbers that it gives now.
+def attend_within_documents(model: Any, *, on_gpu: bool = False, precision: str = "fp32") -> bool:
+    """Let a model attend document by document, if that gives the numbers that it gives now.
 
     Args:
-        model: A transformers model, or a peft model around one, in any mode.
+        model: A transformers model, or a peft model around one, in any mode; on the CPU, where it is tried.
+        on_gpu: Whether it will train on this process's GPU. The kernel itself is then tried there.
+        precision: Of the run: bf16 or fp32.
 
     Returns:
-        False where the model stays as it was: on a GPU, with another attention than `sdpa`, or with other numbers.
+        False where the model stays as it was: on a GPU already, with another attention than `sdpa`, with other
+        numbers, or for a GPU whose kernel does not take its heads.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
 
     if next(model.parameters()).device.type != "cpu" or model.config._attn_implementation != "sdpa":
         return False
-    AttentionInterface.register(IMPLEMENTATION, document_attention_forward)
-    AttentionMaskInterface.register(IMPLEMENTATION, starts_of_documents)
+    if on_gpu and not _kernel_serves(model.config, precision):
+        return False
+    implementation, mask = (
+        (GPU_IMPLEMENTATION, counted_starts_of_documents) if on_gpu else (IMPLEMENTATION, starts_of_documents)
+    )
+    AttentionInterface.register(implementation, document_attention_forward)
+    AttentionMaskInterface.register(implementation, mask)
     try:
         with in_evaluation(model):
             before = _logits_of_two_documents(model)
-            model.set_attn_implementation(IMPLEMENTATION)
+            model.set_attn_implementation(implementation)
             same = torch.allclose(_logits_of_two_documents(model), before, rtol=1e-4, atol=1e-4)
     except (AttributeError, TypeError, ValueError, RuntimeError, KeyError):
         same = False
     if not same:
         model.set_attn_implementation("sdpa")
     return same
+
+
+def _kernel_serves(config: Any, precision: str) -> bool:
+    config = getattr(config, "get_text_config", lambda: config)()
+    queries, hidden = (getattr(config, name, None) for name in ("num_attention_heads", "hidden_size"))
+    if not isinstance(queries, int) or not isinstance(hidden, int):
+        return False
+    width = getattr(config, "head_dim", None) or hidden // queries
+    fits = kernel_fits(
+        precision=precision,
+        capability=own_gpu(),
+        width=width,
+        dropout=any(getattr(config, name, 0) for name in ATTENTION_DROPOUTS),
+        has_operator=HAS_OPERATOR,
+    )
+    keys = getattr(config, "num_key_value_heads", None) or queries
+    return fits and kernel_is_right(Heads(queries, keys, width), torch.device("cuda", torch.cuda.current_device()))
 
 
 def _logits_of_two_documents(model: Any) -> Tensor:
@@ -104,6 +143,24 @@ def starts_of_documents(
     return starts_BT[:, None, None]
 
 
+def counted_starts_of_documents(batch_size: int, q_length: int, *arguments: Any, **others: Any) -> Tensor | None:
+    """The mask of a batch on a GPU: `starts_of_documents` as B x 1 x K x T, or what `sdpa` takes.
+
+    K is said by the shape, so that no layer waits for the GPU to know it. Counting waits once a pass, where
+    transformers has waited the moment before to know whether there are several documents at all; where there are not,
+    rows have no mask.
+    """
+    from transformers.masking_utils import sdpa_mask
+
+    if others.get("allow_is_causal_skip"):
+        whole: Tensor | None = sdpa_mask(batch_size, q_length, *arguments, **others)
+        return whole
+    mask = starts_of_documents(batch_size, q_length, *arguments, **others)
+    if mask is None or mask.dtype != _STARTS:
+        return mask
+    return mask.expand(-1, -1, room_for(int(mask.sum()), batch_size * q_length), -1)
+
+
 def document_attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -122,23 +179,25 @@ def document_attention_forward(
     if dropout or others.get("softcap") is not None or others.get("position_bias") is not None:
         scores_mask = dense_mask(attention_mask)
         return sdpa_attention_forward(module, query, key, value, scores_mask, dropout, scaling, **others)
-    if torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    starts_BT = attention_mask[:, 0, 0]
+    if kernel_takes(query, key, value):
+        return varlen_attention(query, key, value, starts_BT, attention_mask.shape[2], scale), None
+    if kind != "cpu":
+        scores_mask = dense_mask(attention_mask)
+        return sdpa_attention_forward(module, query, key, value, scores_mask, dropout, scaling, **others)
     groups = query.shape[1] // key.shape[1]
-    out_BTND, _ = document_attention(
-        query,
-        repeat_kv(key, groups),
-        repeat_kv(value, groups),
-        attention_mask[:, 0, 0],
-        query.shape[-1] ** -0.5 if scaling is None else scaling,
-    )
+    out_BTND, _ = document_attention(query, repeat_kv(key, groups), repeat_kv(value, groups), starts_BT, scale)
     return out_BTND, None
 
 
-def dense_mask(starts_B11T: Tensor) -> Tensor:
+def dense_mask(starts_B1KT: Tensor) -> Tensor:
     """The same mask for every pair of tokens: bool, B x 1 x T x T."""
-    documents_B1T = starts_B11T[:, 0].to(torch.int64).cumsum(-1)
+    documents_B1T = starts_B1KT[:, :, 0].to(torch.int64).cumsum(-1)
     same_B1TT = documents_B1T[..., None] == documents_B1T[..., None, :]
     return same_B1TT.tril()
 

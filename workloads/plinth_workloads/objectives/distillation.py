@@ -176,8 +176,7 @@ def load_teacher(run: TrainRun, uri: str) -> Any:
             "InvalidSpec",
             f"spec.training.packing: the teacher {uri} does not keep the documents of one row apart; set it to false",
         )
-    if not run.workers.gpus:
-        attend_within_documents(teacher)
+    attend_within_documents(teacher, on_gpu=bool(run.workers.gpus), precision=run.training.precision)
     return teacher
 
 

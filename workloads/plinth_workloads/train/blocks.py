@@ -32,6 +32,7 @@ KEPT = frozenset(
         torch.ops.aten._scaled_dot_product_cudnn_attention.default,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
         torch.ops.plinth.document_attention.default,
+        torch.ops.torch_attn._varlen_attn.default,
     }
 )
 """Operations whose results selective checkpointing keeps: those that take the most time for each byte they make."""
@@ -46,8 +47,7 @@ def prepare_blocks(model: nn.Module, run: TrainRun, *, same_width: bool) -> None
             variable of torch's compiler names another place.
         same_width: Whether all rows are of one width, as those that documents are cut for.
     """
-    if not run.workers.gpus:
-        attend_within_documents(model)
+    attend_within_documents(model, on_gpu=bool(run.workers.gpus), precision=run.training.precision)
     blocks = transformer_blocks(model)
     mode = run.training.activation_checkpointing
     if mode != "none":

@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from plinth_api.run import TrainRun
+from plinth_workloads.models.attention import ATTENTION_DROPOUTS
 from plinth_workloads.models.four_bits import BYTES_PER_WEIGHT, is_four_bit, num_elements
 from plinth_workloads.objectives.chunked_loss import CHUNK_LOGITS
 from plinth_workloads.train.optim import BYTES_PER_STATE, LEAST_ELEMENTS, hidden_matrices
@@ -30,8 +31,6 @@ _UNFUSED_COPIES = 3
 """Activation functions made of several operations, and what these keep beside what enters and leaves."""
 _SCORE_COPIES = 3
 """Scores of attention, as probabilities, as what dropout leaves of them, and its mask."""
-_DROPOUTS = ("attention_dropout", "attn_pdrop", "attention_probs_dropout_prob")
-"""How configurations spell dropout of attention, with which no kernel of a CPU does without the scores."""
 _TEXTS_OF_A_ROW = {"contrastiveText": 2, "preference": 2, "embedding": 3}
 """By objective, where a row has more than one text, each of at most `sequenceLength` tokens."""
 
@@ -58,7 +57,7 @@ class ModelShape:
         heads: Attention heads of all blocks whose tokens see whole rows.
         unfused: Elements for each token that enter activation functions of several operations.
         eager: Whether attention keeps its scores on any device.
-        drops_scores: Whether scores of attention are dropped out.
+        drops_scores: Whether scores of attention are dropped out, with which no kernel of a CPU does without them.
     """
 
     parameters: int
@@ -177,7 +176,7 @@ def shape_of(model: Any) -> ModelShape:
         heads=len(blocks) * heads if isinstance(heads, int) else 0,
         unfused=unfused * widest,
         eager=getattr(config, "_attn_implementation", None) == "eager",
-        drops_scores=any(getattr(config, name, 0) for name in _DROPOUTS),
+        drops_scores=any(getattr(config, name, 0) for name in ATTENTION_DROPOUTS),
     )
 
 

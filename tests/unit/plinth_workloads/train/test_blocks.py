@@ -36,7 +36,8 @@ def test_adapters_beside_frozen_weights_get_the_same_gradients(mode, tmp_path):
 
 
 @pytest.mark.parametrize(("gpus", "attention"), [(0, IMPLEMENTATION), (1, "sdpa")])
-def test_attention_by_document_is_for_cpus(gpus, attention, tmp_path):
+def test_attention_by_document_is_that_of_the_device_which_trains(gpus, attention, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     model = make_model("llama")
     run = make_train_run(tmp_path, compute={"perWorker": {"gpus": gpus}}, training={"compile": False})
     prepare_blocks(model, run, same_width=True)
