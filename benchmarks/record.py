@@ -19,7 +19,7 @@ RESULTS = Path(__file__).parent / "results"
 REPOSITORY = Path(__file__).resolve().parents[1]
 NO_GPU = "no GPU was measured"
 _LOAD_AT_START = os.getloadavg()[0]
-_PACKAGES = ("torch", "transformers", "numpy", "pydantic", "safetensors")
+_PACKAGES = ("torch", "transformers", "numpy", "pydantic", "safetensors", "liger-kernel")
 _OWN_LOAD = "the load is the benchmark's own processes"
 
 

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from plinth_workloads.data.loader import IGNORED
 from plinth_workloads.models.modes import in_evaluation
+from plinth_workloads.objectives.liger_loss import liger_cross_entropy
 
 CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
 """Most logits at once: 64 MiB in fp32 on a CPU, where larger ones leave the caches; larger products keep a GPU busy."""
@@ -131,8 +132,8 @@ def chunked_cross_entropy(
 ) -> Tensor:
     """Cross entropy summed over the labels that are not IGNORED.
 
-    A linear head's gradients are computed beside the loss, so nothing is computed twice; any other head, one with an
-    adapter for example, is called again in the backward pass.
+    A linear head's gradients are computed beside the loss, so nothing is computed twice, on GPUs by liger-kernel where
+    that serves; any other head, one with an adapter for example, is called again in the backward pass.
 
     Args:
         hidden_BTH: What reaches the head; positions before the last T, those of a prompt, predict nothing.
@@ -151,6 +152,9 @@ def chunked_cross_entropy(
     limit = chunk_logits or CHUNK_LOGITS.get(hidden_NH.device.type, CHUNK_LOGITS["cpu"])
     size = max(1, limit // _vocabulary(head))
     if type(head) is nn.Linear:
+        fused = liger_cross_entropy(hidden_NH, head, labels_N, limit) if transform == LogitTransform() else None
+        if fused is not None:
+            return fused
         part = _part_of(head.weight)
         return _LinearCrossEntropy.apply(
             hidden_NH, _own(head.weight), _own(head.bias), labels_N, transform, part, size, torch.is_grad_enabled()

@@ -277,6 +277,7 @@ def _of_the_loss(shape: ModelShape, tokens: int, run: TrainRun, device: str) -> 
         return 0
     vocabulary = _part(shape.vocabulary, run.workers.tensor)
     at_once = min(tokens * vocabulary, CHUNK_LOGITS.get(device, CHUNK_LOGITS["cpu"]))
+    # liger-kernel, where it computes the loss, is held to as many logits, and has them once.
     cast = _BF16 if run.training.precision == "bf16" else 0
     gradients = shape.hidden * (tokens + (vocabulary if shape.head_moves else 0))
     return at_once * (2 * _FP32 + cast) + _FP32 * gradients
