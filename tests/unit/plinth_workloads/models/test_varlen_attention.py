@@ -4,7 +4,6 @@ What the operator's own kernels give is not tested, as there is no GPU; that the
 """
 
 import copy
-from itertools import pairwise
 
 import pytest
 import torch
@@ -32,6 +31,7 @@ from plinth_workloads.models.varlen_attention import (
 from plinth_workloads.train.blocks import prepare_blocks
 from plinth_workloads.train.parallel import transformer_blocks
 from training import make_train_run
+from varlen_operator import AS_ON_A_GPU, KERNELS, attend, attend_backward
 
 LLAMA = {
     "vocab_size": 97,
@@ -45,47 +45,6 @@ WIDTH = 40
 OPERATOR = torch.ops.torch_attn._varlen_attn.default
 
 
-def scores_of(query, key, scale):
-    """Probabilities of one document, N x T x T."""
-    scores = torch.einsum("qnd,knd->nqk", query, key) * scale
-    return scores.masked_fill(torch.ones(len(query), len(query)).triu(1).bool(), -torch.inf).softmax(-1)
-
-
-def each_document(ends, *tensors):
-    for start, end in pairwise(ends):
-        yield slice(start, end), [tensor[start:end].float() for tensor in tensors]
-
-
-def grouped(query, key):
-    return key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-
-
-def attend(query, key, value, ends, other_ends, longest, other_longest, is_causal, scale, window, *grouping):
-    assert torch.equal(ends, other_ends)
-    assert (longest, is_causal, window) == (other_longest, True, [-1, 0])
-    assert (ends.dtype, int(ends[-1]), any(grouping)) == (torch.int32, len(query), query.shape[1] != key.shape[1])
-    assert int(ends.diff().max()) <= longest
-    out = torch.full_like(query, torch.nan)
-    for part, (own, keys, values) in each_document(ends.tolist(), query, grouped(query, key), grouped(query, value)):
-        out[part] = torch.einsum("nqk,knd->qnd", scores_of(own, keys, scale), values).to(out.dtype)
-    return out, query.new_zeros(query.shape[1], len(query), dtype=torch.float32), torch.zeros(2, dtype=torch.uint64)
-
-
-def attend_backward(grad, query, key, value, out, sums, ends, *others):
-    scale = others[5]
-    found = [torch.zeros(query.shape) for _ in range(3)]
-    tensors = (grad, query, grouped(query, key), grouped(query, value))
-    for part, (of_out, own, keys, values) in each_document(ends.tolist(), *tensors):
-        shares = scores_of(own, keys, scale)
-        of_shares = torch.einsum("qnd,knd->nqk", of_out, values)
-        of_scores = shares * (of_shares - (of_shares * shares).sum(-1, keepdim=True)) * scale
-        found[0][part] = torch.einsum("nqk,knd->qnd", of_scores, keys)
-        found[1][part] = torch.einsum("nqk,qnd->knd", of_scores, own)
-        found[2][part] = torch.einsum("nqk,qnd->knd", shares, of_out)
-    of_key, of_value = (each.unflatten(1, (key.shape[1], -1)).sum(2).to(key.dtype) for each in found[1:])
-    return found[0].to(query.dtype), of_key, of_value
-
-
 def attend_to_whole_rows(query, key, value, ends, *others):
     """What a kernel would give that does not know documents."""
     whole = torch.tensor([0, len(query)], dtype=torch.int32)
@@ -96,19 +55,16 @@ def attend_to_whole_rows(query, key, value, ends, *others):
 def operator():
     """torch's operator on CPUs, as flash attention has it on GPUs."""
     with torch.library._scoped_library("torch_attn", "IMPL") as library:
-        library.impl("_varlen_attn", attend, "CPU")
-        library.impl("_varlen_attn_backward", attend_backward, "CPU")
-        yield library
+        for operation, computed in KERNELS.items():
+            library.impl(operation, computed, "CPU")
+        yield
 
 
 @pytest.fixture
 def gpu(operator, monkeypatch):
     """Every model attends as on a GPU."""
-    module = "plinth_workloads.models.attention"
-    monkeypatch.setattr(f"{module}.own_gpu", lambda: (9, 0))
-    monkeypatch.setattr(f"{module}.torch.cuda.current_device", lambda: 0)
-    monkeypatch.setattr(f"{module}.kernel_is_right", lambda heads, device: True)
-    monkeypatch.setattr(f"{module}.kernel_takes", lambda query, key, value: query.shape == query.shape)
+    for name, told in AS_ON_A_GPU.items():
+        monkeypatch.setattr(name, told)
 
 
 def make_model(**config):
@@ -262,6 +218,16 @@ def test_selective_checkpointing_keeps_what_the_kernel_gave(mode, again, gpu, tm
     assert len(made.called) == again
 
 
+def test_a_torch_whose_operator_knows_no_groups_gets_as_many_keys_as_queries(operator, monkeypatch):
+    query, key = torch.randn(2, 4, 6, 8), torch.randn(2, 2, 6, 8)
+    starts_BT = torch.tensor([[1, 0, 0, 1, 0, 0], [1, 0, 0, 0, 0, 1]])
+    grouped = varlen_attention(query, key, key, starts_BT, 4, 0.3)
+    monkeypatch.setattr("plinth_workloads.models.varlen_attention._GROUPED", False)
+    with Operations() as made:
+        torch.testing.assert_close(varlen_attention(query, key, key, starts_BT, 4, 0.3), grouped)
+    assert made.called[0][1].shape == (12, 4, 8)
+
+
 def test_the_backend_is_flash_attention(operator, monkeypatch):
     allowed = []
 
@@ -352,13 +318,14 @@ def wrong_gradient(*arguments):
 @pytest.mark.parametrize(
     ("name", "kernel"), [("_varlen_attn", attend_to_whole_rows), ("_varlen_attn_backward", wrong_gradient)]
 )
-def test_a_kernel_with_other_results_or_gradients_is_not(name, kernel):
+def test_a_kernel_with_other_results_or_gradients_is_not(name, kernel, caplog):
     with torch.library._scoped_library("torch_attn", "IMPL") as library:
-        kernels = {"_varlen_attn": attend, "_varlen_attn_backward": attend_backward, name: kernel}
-        for operation, computed in kernels.items():
+        for operation, computed in {**KERNELS, name: kernel}.items():
             library.impl(operation, computed, "CPU")
         assert not kernel_is_right.__wrapped__(Heads(2, 2, 8), torch.device("cpu"))
+    assert "flash attention cannot be used: its output differs by" in caplog.text
 
 
-def test_a_kernel_that_cannot_be_run_is_not():
+def test_a_kernel_that_cannot_be_run_is_not(caplog):
     assert not kernel_is_right.__wrapped__(Heads(2, 2, 8), torch.device("cpu"))
+    assert "flash attention cannot be used: NotImplementedError" in caplog.text

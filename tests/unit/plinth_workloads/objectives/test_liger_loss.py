@@ -28,7 +28,7 @@ class Kernel:
 
 @pytest.fixture
 def on_cpus(monkeypatch):
-    """A kernel that serves CPUs, asked anew; how it may be made wrong is the fixture's value."""
+    """Installs a kernel that serves CPUs, asked anew."""
 
     def install(kernel):
         monkeypatch.setattr(liger_loss, "_DEVICE", "cpu")
@@ -142,23 +142,30 @@ def test_an_evaluation_needs_no_gradients(on_cpus):
 
 
 @pytest.mark.parametrize("change", [0.1, float("nan")])
-def test_a_kernel_with_other_numbers_is_not_used(change, on_cpus):
+def test_a_kernel_with_other_numbers_is_not_used(change, on_cpus, caplog):
     inputs = make_inputs()
     expected = numbers_of(*inputs)
     kernel = on_cpus(Kernel(change))
     for _ in range(2):
         torch.testing.assert_close(numbers_of(*inputs), expected, rtol=0, atol=0)
     assert len(kernel.calls) == 1
+    (said,) = caplog.messages
+    assert "the loss is torch's, liger-kernel cannot be used: its output differs by" in said
 
 
-def test_a_kernel_that_cannot_be_run_is_not_used(on_cpus):
+def test_a_kernel_that_cannot_be_run_is_not_used(on_cpus, caplog):
+    class CompilationError(Exception):
+        """Triton's is no RuntimeError either."""
+
     def broken(*arguments, **options):
-        raise RuntimeError("no kernel image is available for execution on the device")
+        raise CompilationError("no image for this device")
 
     inputs = make_inputs()
     expected = numbers_of(*inputs)
     on_cpus(broken)
     torch.testing.assert_close(numbers_of(*inputs), expected, rtol=0, atol=0)
+    (said,) = caplog.messages
+    assert said.endswith("CompilationError: no image for this device")
 
 
 def test_without_liger_the_loss_is_torchs(on_cpus):
