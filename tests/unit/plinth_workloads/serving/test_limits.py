@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 
 import pytest
 
@@ -126,6 +127,7 @@ async def test_a_stream_that_takes_too_long_ends_with_an_error_and_frees_its_row
 
 
 async def test_a_client_that_does_not_read_its_stream_is_given_up_in_time(caplog):
+    caplog.set_level(logging.WARNING)
     body = json.dumps({"model": "m", "prompt": "p", "stream": True}).encode()
     inbox = [{"type": "http.request", "body": body}]
     scope = {"type": "http", "method": "POST", "path": "/v1/completions", "query_string": b"", "root_path": ""}

@@ -65,6 +65,7 @@ async def test_a_front_that_repeats_ids_is_left_to_do_it_but_for_an_id_that_was_
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_failure_is_logged_with_the_id_of_its_request(caplog, stream):
+    caplog.set_level(logging.WARNING)
     body = {"model": "m", "prompt": "secret prompt", "stream": stream}
     async with service(FakeEngine(fails_after=1)) as (_, http, _):
         with caplog.at_level(logging.ERROR):
@@ -76,6 +77,7 @@ async def test_a_failure_is_logged_with_the_id_of_its_request(caplog, stream):
 
 
 async def test_a_bug_is_logged_once_with_its_traceback_and_the_id(caplog, monkeypatch):
+    caplog.set_level(logging.WARNING)
     engine = FakeEngine()
     monkeypatch.setattr(engine, "encode", lambda text: 1 / 0)
     async with service(engine) as (_, http, _):
