@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 
 import pytest
 import torch
@@ -49,15 +50,29 @@ def make_adapted(seed, config):
     return adapted
 
 
-@pytest.fixture
-def adapters(tmp_path):
-    """Folders and what the merged models are."""
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory):
+    """Folders and what the merged models are; who changes one changes a copy."""
+    folder = tmp_path_factory.mktemp("adapters")
     made = {}
     for seed, (name, config) in enumerate(CONFIGS.items()):
         adapted = make_adapted(seed, config)
-        adapted.save_pretrained(tmp_path / name)
-        made[name] = (tmp_path / name, adapted.merge_and_unload())
+        adapted.save_pretrained(folder / name)
+        made[name] = (folder / name, adapted.merge_and_unload())
     return made
+
+
+@pytest.fixture(scope="module")
+def expected(adapters):
+    """What each merged model, and the one without an adapter, says to each prompt in 24 tokens."""
+    models = {None: make_model(), **{name: merged for name, (_, merged) in adapters.items()}}
+    return {(prompt, name): greedy_text(model, prompt, 24) for prompt in PROMPTS for name, model in models.items()}
+
+
+@pytest.fixture
+def spoiled(adapters, tmp_path):
+    """A folder of an adapter to be changed."""
+    return shutil.copytree(adapters["two"][0], tmp_path / "two")
 
 
 async def ask(engine, prompt, adapter, max_tokens=24):
@@ -67,18 +82,15 @@ async def ask(engine, prompt, adapter, max_tokens=24):
 
 
 @pytest.mark.parametrize("max_step_tokens", [8, 128])
-async def test_each_request_is_answered_with_its_own_adapter(adapters, max_step_tokens):
-    models = {None: make_model(), **{name: merged for name, (_, merged) in adapters.items()}}
-    wanted = [(prompt, name) for prompt in PROMPTS for name in models]
+async def test_each_request_is_answered_with_its_own_adapter(adapters, expected, max_step_tokens):
     async with running_engine(max_step_tokens=max_step_tokens, max_batch_size=9) as engine:
         for name, (folder, _) in adapters.items():
             await engine.attach_adapter(name, folder)
-        said = await asyncio.gather(*(ask(engine, prompt, name) for prompt, name in wanted))
-        alone = [await ask(engine, prompt, name) for prompt, name in wanted]
+        said = await asyncio.gather(*(ask(engine, prompt, name) for prompt, name in expected))
+        alone = [await ask(engine, prompt, name) for prompt, name in expected]
 
-    expected = [greedy_text(models[name], prompt, 24) for prompt, name in wanted]
-    assert said == alone == expected
-    assert len({greedy_text(model, PROMPTS[1], 24) for model in models.values()}) == len(models)
+    assert said == alone == list(expected.values())
+    assert len({expected[PROMPTS[1], name] for name in (None, *CONFIGS)}) == 4
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -108,15 +120,15 @@ def make_gpt2():
 
 
 @pytest.mark.parametrize("names", [["one", "one", "one"], [None, "one", "one"], ["one", None, "one"]])
-async def test_rows_of_a_single_adapter_are_answered_with_it_side_by_side_or_apart(adapters, names):
-    models = {None: make_model(), "one": adapters["one"][1]}
+async def test_rows_of_a_single_adapter_are_answered_with_it_side_by_side_or_apart(adapters, expected, names):
+    wanted = list(zip(PROMPTS, names, strict=False))
     async with running_engine() as engine:
         await engine.attach_adapter("one", adapters["one"][0])
-        said = await asyncio.gather(*(ask(engine, prompt, name) for prompt, name in zip(PROMPTS, names, strict=False)))
-    assert said == [greedy_text(models[name], prompt, 24) for prompt, name in zip(PROMPTS, names, strict=False)]
+        said = await asyncio.gather(*(ask(engine, prompt, name) for prompt, name in wanted))
+    assert said == [expected[one] for one in wanted]
 
 
-async def test_one_adapter_does_not_take_another_ones_beginning(adapters):
+async def test_one_adapter_does_not_take_another_ones_beginning(adapters, expected):
     prompt = PROMPTS[3]
     async with running_engine() as engine:
         await engine.attach_adapter("one", adapters["one"][0])
@@ -127,11 +139,11 @@ async def test_one_adapter_does_not_take_another_ones_beginning(adapters):
         again = await ask(engine, prompt, "one")
         after = engine.stats().cache.reused_tokens
 
-    assert text == again == greedy_text(adapters["one"][1], prompt, 24)
+    assert text == again == expected[prompt, "one"]
     assert (between - before, after - between) == (0, len(prompt) // 16 * 16)
 
 
-async def test_an_adapter_comes_changes_and_goes_while_others_are_answered(adapters):
+async def test_an_adapter_comes_changes_and_goes_while_others_are_answered(adapters, monkeypatch):
     model = make_model(end_ids=None)
     async with running_engine(model) as engine:
         others = asyncio.create_task(ask(engine, "abc", None, max_tokens=100))
@@ -147,7 +159,7 @@ async def test_an_adapter_comes_changes_and_goes_while_others_are_answered(adapt
         texts = await asyncio.gather(others, first)
 
     for _, merged in adapters.values():
-        merged.generation_config.eos_token_id = None
+        monkeypatch.setattr(merged.generation_config, "eos_token_id", None)
     assert texts[0] == greedy_text(model, "abc", 100)
     assert texts[1] == greedy_text(adapters["one"][1], "abc", 60)  # it went on with the adapter that it began with
     assert second == greedy_text(adapters["two"][1], "abc", 24)
@@ -200,21 +212,19 @@ def change(folder, file, edit):
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_with_its_place(adapters, file, edit, message):
-    folder = adapters["two"][0]
-    change(folder, file, edit)
+def test_what_does_not_fit_is_refused_with_its_place(spoiled, file, edit, message):
+    change(spoiled, file, edit)
     with pytest.raises(UserError, match=message):
-        load_lora(folder, make_model())
+        load_lora(spoiled, make_model())
 
 
-def test_damaged_files_are_refused(adapters):
-    folder = adapters["two"][0]
-    (folder / "adapter_model.safetensors").write_bytes(b"\x10\x00")
+def test_damaged_files_are_refused(spoiled):
+    (spoiled / "adapter_model.safetensors").write_bytes(b"\x10\x00")
     with pytest.raises(UserError, match=r"adapter_model\.safetensors cannot be read"):
-        load_lora(folder, make_model())
-    (folder / "adapter_config.json").unlink()
+        load_lora(spoiled, make_model())
+    (spoiled / "adapter_config.json").unlink()
     with pytest.raises(UserError, match="is no adapter"):
-        load_lora(folder, make_model())
+        load_lora(spoiled, make_model())
 
 
 async def test_a_model_in_padded_rows_takes_no_adapter_and_says_so(adapters, monkeypatch):

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,6 +34,12 @@ def make_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE, ends: bool = Tr
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>" if ends else None)
     fast.chat_template = chat_template
     return fast
+
+
+@cache
+def _shared_tokenizer() -> Any:
+    """One for all prompts and answers, none of which change it: making it takes longer than reading a prompt."""
+    return make_tokenizer()
 
 
 def make_model(*, seed: int = 0, end_ids: int | list[int] | None = END_ID) -> Any:
@@ -81,7 +88,7 @@ async def running_engine(model: Any = None, tokenizer: Any = None, **options: An
 
 
 def make_request(prompt: str | Sequence[int], *, max_tokens: int = 16, **sampling: Any) -> GenerationRequest:
-    ids = tuple(make_tokenizer().encode(prompt)) if isinstance(prompt, str) else tuple(prompt)
+    ids = tuple(_shared_tokenizer().encode(prompt)) if isinstance(prompt, str) else tuple(prompt)
     return GenerationRequest(ids, SamplingParameters(max_tokens=max_tokens, **{"temperature": 0.0, **sampling}))
 
 
@@ -97,7 +104,7 @@ async def collect(engine: Any, request: GenerationRequest) -> tuple[str, TokenDe
 
 def greedy_ids(model: Any, prompt: str, max_tokens: int) -> list[int]:
     """What `model.generate` says."""
-    ids = torch.tensor([make_tokenizer().encode(prompt)])
+    ids = torch.tensor([_shared_tokenizer().encode(prompt)])
     with torch.inference_mode():
         made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_tokens, do_sample=False)
     new: list[int] = made[0, ids.shape[1] :].tolist()
@@ -106,7 +113,7 @@ def greedy_ids(model: Any, prompt: str, max_tokens: int) -> list[int]:
 
 def greedy_text(model: Any, prompt: str, max_tokens: int) -> str:
     """What `model.generate` says, without half a character at its end."""
-    text: str = make_tokenizer().decode(greedy_ids(model, prompt, max_tokens), skip_special_tokens=True)
+    text: str = _shared_tokenizer().decode(greedy_ids(model, prompt, max_tokens), skip_special_tokens=True)
     return text.removesuffix("\ufffd")
 
 
