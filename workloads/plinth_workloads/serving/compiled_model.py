@@ -42,7 +42,7 @@ class CompiledModel:
     def __init__(self, model: Any, windows: Sequence[int | None], no_mask: Tensor) -> None:
         self._model, self._windows, self._no_mask = model, tuple(windows), no_mask
         self._on_gpu = model.device.type == "cuda"
-        self._decode = _Compiled(_decode, mode="reduce-overhead" if self._on_gpu else None)
+        self._decode = _Compiled(_decode, cuda_graphs=self._on_gpu)
         self._read = _Compiled(_read)
 
     def decode(
@@ -112,11 +112,16 @@ class CompiledModel:
 class _Compiled:
     """A function, compiled with symbolic sizes when it is told to, and never at other times."""
 
-    def __init__(self, function: Callable[..., Tensor], *, mode: str | None = None) -> None:
+    def __init__(self, function: Callable[..., Tensor], *, cuda_graphs: bool = False) -> None:
         # Compiled forms are kept with a function's code, a few at most: each model has a code of its own.
         name = f"{function.__name__}_{next(_numbers)}"
         own = FunctionType(function.__code__.replace(co_name=name), function.__globals__)
-        self._compiling: Callable[..., Tensor] = torch.compile(own, dynamic=True, fullgraph=True, mode=mode)
+        options: dict[str, Any] = {
+            # Modules of a model that is served do not change; to look at each takes a twentieth of a small step.
+            "guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe,
+            "triton.cudagraphs": cuda_graphs,
+        }
+        self._compiling: Callable[..., Tensor] = torch.compile(own, dynamic=True, fullgraph=True, options=options)
         self._compiled: Callable[..., Tensor] = torch._dynamo.run(self._compiling)
 
     def __call__(self, *arguments: Any, compile: bool) -> Tensor:
