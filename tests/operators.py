@@ -33,8 +33,6 @@ class OperatorProcess:
             "PLINTH_TRACKING_URI": tracking_uri,
             "PLINTH_PROBE_PORT": str(self.port),
             "PLINTH_PROBE_HOST": "127.0.0.1",
-            # A killed operator's lease must end within the time that a test has.
-            "PLINTH_LEASE_SECONDS": "3",
             **{f"PLINTH_{name.upper()}": value for name, value in settings.items()},
         }
         self.process: subprocess.Popen[bytes] | None = None

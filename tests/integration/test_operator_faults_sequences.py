@@ -14,9 +14,7 @@ pytestmark = pytest.mark.integration
 
 
 def test_the_last_word_holds(control_plane, namespace, tracking, tmp_path):
-    # Nobody kills it: with a short lease, only a machine that has no time for it would.
-    patient = {"namespace": namespace, "lease_seconds": str(Settings().lease_seconds)}
-    with operator_behind_proxies(tmp_path, control_plane, tracking.uri, **patient) as disturbed:
+    with operator_behind_proxies(tmp_path, control_plane, tracking.uri, namespace=namespace) as disturbed:
         cluster = Namespace(control_plane, namespace, disturbed.operator.log)
         cluster.claim("plinth")
 

@@ -26,7 +26,8 @@ class Pair:
         for name in ("one", "other"):
             own = folder / name
             own.mkdir()
-            settings = {"namespace": namespace, "operator_namespace": self.home, **settings}
+            # Short, as the standby waits for its end.
+            settings = {"namespace": namespace, "operator_namespace": self.home, "lease_seconds": "3", **settings}
             self.operators.append(OperatorProcess(own, plane.kubeconfig, tracking.uri, **settings))
 
     def __enter__(self):

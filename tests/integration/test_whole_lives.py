@@ -19,7 +19,6 @@ from makers import pretrain_document, service_document
 from namespaces import Namespace
 from operators import OperatorProcess
 from plinth_api.service_state import CandidateState, ServiceState, VersionCounts
-from plinth_operator.settings import Settings
 
 pytestmark = pytest.mark.integration
 
@@ -71,9 +70,7 @@ def operator(play, tracking, tmp_path_factory):
         "replica_state_url": address + "/pods/{ip}",
     }
     folder = tmp_path_factory.mktemp("operator")
-    # Nobody kills it: with a short lease, only a machine that has no time for it would.
-    patient = {**urls, "lease_seconds": str(Settings().lease_seconds)}
-    process = OperatorProcess(folder, plane.kubeconfig, tracking.uri, **patient).start()
+    process = OperatorProcess(folder, plane.kubeconfig, tracking.uri, **urls).start()
     yield process
     process.kill()
     server.shutdown()
