@@ -95,8 +95,8 @@ def make_tokenizer(vocab_size: int) -> Any:
 class Sides:
     """The three ways to have `num_clients` prompts answered, each as the seconds that it takes; made once asked for."""
 
-    def __init__(self, subject: Subject, device: torch.device) -> None:
-        self.subject, self.device = subject, device
+    def __init__(self, subject: Subject, device: torch.device, *, compile: bool = False) -> None:
+        self.subject, self.device, self._compile = subject, device, compile
         self._generator = torch.Generator().manual_seed(1)
 
     @cached_property
@@ -107,21 +107,9 @@ class Sides:
     @cached_property
     def engine(self) -> TorchEngine:
         """Ours, not started."""
-        return self._engine(compile=False)
-
-    def _engine(self, *, compile: bool) -> TorchEngine:
         tokenizer = make_tokenizer(self.subject.config["vocab_size"])
-        return briefly(
-            lambda: TorchEngine(
-                make_model(self.subject, self.device), tokenizer, max_batch_size=CLIENTS, compile=compile
-            )
-        )
-
-    async def compile(self) -> None:
-        """Have `ours` done by an engine whose steps are compiled."""
-        self.engine = self._engine(compile=True)
-        await self.engine.start()
-        await self.engine.warm_up()
+        model = briefly(partial(make_model, self.subject, self.device))
+        return briefly(lambda: TorchEngine(model, tokenizer, max_batch_size=CLIENTS, compile=self._compile))
 
     def prompts(self, num_clients: int) -> list[list[int]]:
         """New ones each time, so that no beginning was read before."""
@@ -179,12 +167,15 @@ class Sides:
 
 def make_side(side: str, name: str, device: torch.device) -> Block:
     """One side of the comparison, ready to be timed."""
-    sides = Sides(SUBJECTS[name], device)
+    is_compiled = side == "compiled"
+    sides = Sides(SUBJECTS[name], device, compile=is_compiled)
     if side not in _OURS:
         block: Block = getattr(sides, side)
         return block
     loop = asyncio.new_event_loop()
-    loop.run_until_complete(sides.compile() if side == "compiled" else sides.engine.start())
+    loop.run_until_complete(sides.engine.start())
+    if is_compiled:
+        loop.run_until_complete(sides.engine.warm_up())
     return lambda clients: loop.run_until_complete(sides.ours(clients))
 
 

@@ -9,9 +9,9 @@ from torch._dynamo.utils import counters
 from torch._inductor.utils import fresh_cache
 
 from plinth_workloads.models.packed_linear import PackedLinear
-from plinth_workloads.serving.compiled_model import CompiledModel
 from unit.plinth_workloads.serving.tiny_model import (
     collect,
+    count_compiled_steps,
     greedy_text,
     make_model,
     make_request,
@@ -31,14 +31,7 @@ def anyio_backend():
 @pytest.fixture(autouse=True)
 def steps(monkeypatch):
     """How many rows each compiled step had."""
-    nums, decode = [], CompiledModel.decode
-
-    def counted(self, token_ids, *arguments, **keywords):
-        nums.append(len(token_ids))
-        return decode(self, token_ids, *arguments, **keywords)
-
-    monkeypatch.setattr(CompiledModel, "decode", counted)
-    return nums
+    return count_compiled_steps(monkeypatch)
 
 
 async def ask(engine, prompt, adapter=None):

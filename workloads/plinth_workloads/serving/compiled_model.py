@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from plinth_workloads.serving.slot_attention import LONG, SlotStep, of_one_token_each
+from plinth_workloads.serving.slot_attention import LONG, SlotStep, of_one_token_each, rung
 
 _LEAST_LENGTH = 256
 """Of the ladder of a GPU, as capacities begin with it."""
@@ -74,7 +74,7 @@ class CompiledModel:
         given = list(token_ids)
         if self._on_gpu:
             # Few sizes, each with a graph of its own.
-            first, used, length = 0, _rung(slots[-1] + 1, 1, num_slots), _rung(length, _LEAST_LENGTH, capacity)
+            first, used, length = 0, rung(slots[-1] + 1, 1, num_slots), rung(length, _LEAST_LENGTH, capacity)
             # The last row once more, which writes what it wrote.
             slots, positions, given = (part + part[-1:] * (used - len(part)) for part in (slots, positions, given))
             for part in (*keys, *values):
@@ -139,13 +139,6 @@ def is_one_token_each(rows: Sequence[tuple[int, int, int]]) -> bool:
     lengths = sorted(start + 1 for _, start, _ in rows)
     slots = [slot for slot, _, _ in rows]
     return max(slots) + 1 - min(slots) <= 2 * len(rows) and lengths[-1] < LONG * (lengths[len(lengths) // 2] + 1)
-
-
-def _rung(wanted: int, least: int, most: int) -> int:
-    size = least
-    while size < wanted:
-        size *= 2
-    return min(size, most)
 
 
 class _OneEach:

@@ -34,6 +34,14 @@ class UnsupportedAttention(Exception):
     """The model's attention has something that this one has not."""
 
 
+def rung(wanted: int, least: int, most: int) -> int:
+    """The smallest size of a ladder that holds `wanted`: `least`, doubled again and again, and `most` at its end."""
+    size = least
+    while size < wanted:
+        size *= 2
+    return min(size, most)
+
+
 @dataclass(frozen=True, slots=True)
 class _Single:
     """One row: tokens [first, last) of the step, in `slot` from position `start` on."""

@@ -29,7 +29,7 @@ from plinth_workloads.serving.engine import CacheUse
 from plinth_workloads.serving.lazy_zeros import lazy_zeros
 from plinth_workloads.serving.lora_bank import LoraAdapter, LoraBank
 from plinth_workloads.serving.prefix_index import PrefixIndex
-from plinth_workloads.serving.slot_attention import ATTENTION, SlotStep, UnsupportedAttention
+from plinth_workloads.serving.slot_attention import ATTENTION, SlotStep, UnsupportedAttention, rung
 
 logger = logging.getLogger(__name__)
 
@@ -236,10 +236,7 @@ class SlottedBatch:
 
     def _capacity_for(self, longest: int) -> int:
         """Of each slot, where the longest row has so many positions."""
-        capacity = _LEAST_CAPACITY
-        while capacity < longest:
-            capacity *= 2
-        return min(capacity, self._longest)
+        return rung(longest, _LEAST_CAPACITY, self._longest)
 
     def _num_slots(self, capacity: int) -> int:
         return min(self._max_rows, self._max_positions // capacity)

@@ -23,12 +23,12 @@ from plinth_api.adaptation import Method
 from plinth_workloads.models.adapters import attach
 from plinth_workloads.serving import slot_attention
 from plinth_workloads.serving.batch import Piece
-from plinth_workloads.serving.compiled_model import CompiledModel, is_one_token_each
+from plinth_workloads.serving.compiled_model import is_one_token_each
 from plinth_workloads.serving.lazy_zeros import lazy_zeros
 from plinth_workloads.serving.padded_batch import PaddedBatch
 from plinth_workloads.serving.slotted_batch import SlottedBatch, slotted_batch
 from plinth_workloads.serving.torch_engine import TorchEngine
-from unit.plinth_workloads.serving.tiny_model import CONTEXT_LENGTH, make_model, make_tokenizer
+from unit.plinth_workloads.serving.tiny_model import CONTEXT_LENGTH, count_compiled_steps, make_model, make_tokenizer
 
 METHODS = {
     "none": None,
@@ -338,15 +338,8 @@ def test_rows_begin_side_by_side_and_what_others_left_is_found_elsewhere():
 @pytest.fixture
 def read_as_python(monkeypatch):
     """What would be compiled is read as Python; how many rows each call had is told."""
-    nums, decode = [], CompiledModel.decode
-
-    def counted(self, token_ids, *arguments, **keywords):
-        nums.append(len(token_ids))
-        return decode(self, token_ids, *arguments, **keywords)
-
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    monkeypatch.setattr(CompiledModel, "decode", counted)
-    return nums
+    return count_compiled_steps(monkeypatch)
 
 
 @pytest.mark.parametrize("model", [*METHODS, *DECODERS])

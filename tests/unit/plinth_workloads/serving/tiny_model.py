@@ -7,10 +7,12 @@ from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from plinth_workloads.serving.compiled_model import CompiledModel
 from plinth_workloads.serving.engine import GenerationRequest, SamplingParameters, TokenDelta
 from plinth_workloads.serving.torch_engine import TorchEngine
 
@@ -68,6 +70,19 @@ def randomize_lora(adapted: Any, *, seed: int) -> None:
     for name, weight in adapted.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(weight, std=0.3)
+
+
+def count_compiled_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each step of one token of each row has that is asked of a compiled model from now on."""
+    nums: list[int] = []
+    decode = CompiledModel.decode
+
+    def counted(self: CompiledModel, token_ids: Sequence[int], *arguments: Any, **keywords: Any) -> torch.Tensor:
+        nums.append(len(token_ids))
+        return decode(self, token_ids, *arguments, **keywords)
+
+    monkeypatch.setattr(CompiledModel, "decode", counted)
+    return nums
 
 
 def make_engine(model: Any = None, tokenizer: Any = None, **options: Any) -> TorchEngine:
