@@ -148,6 +148,7 @@ bench-train: $(STAMP) ## The loop's overhead, throughput, checkpoints, the loss'
 	$(BIN)/python benchmarks/checkpoint_stall.py
 	$(BIN)/python benchmarks/loss_memory.py
 	$(BIN)/python benchmarks/train_peers.py
+	$(BIN)/python benchmarks/train_peers.py --precision bf16
 	$(BIN)/python benchmarks/tune_peers.py
 	$(BIN)/python benchmarks/training_table.py
 

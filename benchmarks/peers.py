@@ -37,6 +37,7 @@ class Subject:
     sequence_length: int
     rows_a_step: int
     files: int
+    precision: str = "fp32"
 
 
 def random_llama(subject: Subject) -> Any:
@@ -73,12 +74,13 @@ def run_document(folder: Path, subject: Subject, kind: str, spec: Mapping[str, A
     """Our run with the subject's rows: all of a step in one pass, nothing read or tracked, everything in one folder."""
     rows = subject.rows_a_step
     sizes = {"sequenceLength": subject.sequence_length, "globalBatchSize": rows, "microBatchSize": rows}
+    precision = {"precision": subject.precision}
     both = {"data": {"train": [{"uri": "file:///unread.jsonl"}]}, "output": {"model": "peers"}}
     document = {
         "apiVersion": "plinth.dev/v1alpha1",
         "kind": kind,
         "metadata": {"name": "peers"},
-        "spec": {**spec, **both, "training": {"steps": UNREACHED, **sizes, **training}},
+        "spec": {**spec, **both, "training": {"steps": UNREACHED, **sizes, **precision, **training}},
     }
     job = parse_resource(document)
     assert not isinstance(job, ModelService)

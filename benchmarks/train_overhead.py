@@ -33,6 +33,7 @@ from plinth_workloads.models.load import load_for_training
 from plinth_workloads.objectives.causal_lm import CausalLMLoss
 from plinth_workloads.tracking import Tracker
 from plinth_workloads.train.blocks import prepare_blocks
+from plinth_workloads.train.cpu_products import choose_products
 from plinth_workloads.train.checkpoint import Checkpointer, SavedCheckpoint
 from plinth_workloads.train.loop import Reporter, TrainLoop
 from plinth_workloads.train.optim import build_optimizers
@@ -127,6 +128,7 @@ def main() -> int:
         log, data = ProgressLog(home), prepare_data(run, None)
         model, nothing = load_for_training(run, data.tokenizer, None), _Nothing()
         loss = CausalLMLoss(model)
+        choose_products(model, run)
         prepare_blocks(model, run, same_width=True)
         subject = _build(run, data, model, loss, log, tracker)
         pairs = _measure(subject, arguments.block, arguments.pairs)

@@ -6,7 +6,10 @@ one round. `bare` is forward, backward, clipping and step over our model and ker
 of our loop. Trainer gets its rows as `run_clm.py` makes them: documents run into each other, attention does not stop
 between them, which is less work than ours does. Trainer needs `accelerate`.
 
-    python benchmarks/train_peers.py [--rounds 6] [--steps 5] [--sides ours bare trainer ours_compiled trainer_best]
+In bf16 all of them compute under autocast, in fp32 ours and Trainer at its best take the products of matrices that
+`choose_products` finds.
+
+    python benchmarks/train_peers.py [--precision bf16] [--rounds 6] [--steps 5] [--sides ours bare trainer ...]
 """
 
 import statistics
@@ -15,11 +18,12 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from peers import ALONE, CPU, END, LLAMA_VOCABULARY, UNREACHED, Subject, parser, random_llama, run_document, steps_timed
@@ -30,8 +34,10 @@ from plinth_workloads.data.token_store import TokenizedDocument, TokenStore, wri
 from plinth_workloads.objectives.causal_lm import CausalLMLoss
 from plinth_workloads.train.blocks import prepare_blocks
 from plinth_workloads.train.checkpoint import Checkpointer
+from plinth_workloads.train.cpu_products import choose_products
 from plinth_workloads.train.loop import TrainLoop
 from plinth_workloads.train.optim import build_optimizers
+from plinth_workloads.train.parallel import autocast
 from record import spread, write_record
 from turns import take_turns
 
@@ -69,8 +75,10 @@ class Data:
 
 def main() -> int:
     """Measure the sides in turns, print a table and, unless it was a try, write one record; the exit code."""
-    arguments = parser(__doc__, tuple(_SIDES)).parse_args()
-    subject = TINY if arguments.tiny else FULL
+    described = parser(__doc__, tuple(_SIDES))
+    described.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    arguments = described.parse_args()
+    subject = replace(TINY if arguments.tiny else FULL, precision=arguments.precision)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = _prepare(folder, subject)
@@ -82,7 +90,8 @@ def main() -> int:
     if not arguments.tiny:
         settings = {**asdict(subject), "steps_a_block": arguments.steps, "rounds": arguments.rounds, "best": _BEST}
         packages = ("torch", "transformers", "accelerate", "numpy")
-        path = write_record("train_peers", CPU, {**settings, "precision": "fp32"}, figures, packages=packages)
+        script = "train_peers" if subject.precision == "fp32" else f"train_peers_{subject.precision}"
+        path = write_record(script, CPU, settings, figures, packages=packages)
         sys.stdout.write(f"written to {path}\n")
     return 0
 
@@ -114,10 +123,32 @@ def _loader(subject: Subject, data: Data) -> BatchLoader:
     return BatchLoader(data.rows, lambda epoch: data.plan, global_batch_size=rows, micro_batch_size=rows)
 
 
-def _ours(folder: Path, subject: Subject, data: Data, *, compiled: bool = False) -> Block:
+def _prepared(folder: Path, subject: Subject, compiled: bool) -> tuple[TrainRun, Any, nn.Module]:
     run, model = _run_document(folder, subject, compiled), random_llama(subject).train()
-    loss: nn.Module = CausalLMLoss(model).train()
+    loss = CausalLMLoss(model).train()
     prepare_blocks(model, run, same_width=True)
+    return run, model, loss
+
+
+def _with_products(block: Block, folder: Path, subject: Subject) -> Block:
+    """A block whose products are the ones that `choose_products` finds; they hold for the process of all sides."""
+    chosen = choose_products(random_llama(subject), _run_document(folder, subject, compiled=False))
+    matmul = torch.backends.mkldnn.matmul
+    found, matmul.fp32_precision = matmul.fp32_precision, "none"
+    assert chosen == (found != "none")
+
+    def with_products(steps: int) -> float:
+        matmul.fp32_precision = found
+        try:
+            return block(steps)
+        finally:
+            matmul.fp32_precision = "none"
+
+    return with_products
+
+
+def _ours(folder: Path, subject: Subject, data: Data, *, compiled: bool = False) -> Block:
+    run, model, loss = _prepared(folder, subject, compiled)
     loop = TrainLoop(
         run,
         workers=ALONE,
@@ -137,7 +168,7 @@ def _ours(folder: Path, subject: Subject, data: Data, *, compiled: bool = False)
             loop.train_step()
         return time.perf_counter() - started
 
-    return block
+    return _with_products(block, folder, subject)
 
 
 def _ours_compiled(folder: Path, subject: Subject, data: Data) -> Block:
@@ -145,23 +176,23 @@ def _ours_compiled(folder: Path, subject: Subject, data: Data) -> Block:
 
 
 def _bare(folder: Path, subject: Subject, data: Data) -> Block:
-    run, model = _run_document(folder, subject, compiled=False), random_llama(subject).train()
-    loss: nn.Module = CausalLMLoss(model).train()
-    prepare_blocks(model, run, same_width=True)
+    run, model, loss = _prepared(folder, subject, compiled=False)
     optimizers, loader = build_optimizers(model, run.training), _loader(subject, data)
 
     def block(steps: int) -> float:
         batches = [batch for _ in range(steps) for batch in loader.next_step()]
         started = time.perf_counter()
         for batch in batches:
-            (loss(**batch.inputs) / batch.num_targets).backward()
+            with autocast(run, ALONE):
+                value = loss(**batch.inputs) / batch.num_targets
+            value.backward()
             nn.utils.clip_grad_norm_(model.parameters(), run.training.max_grad_norm)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         return time.perf_counter() - started
 
-    return block
+    return _with_products(block, folder, subject)
 
 
 def _trainer(folder: Path, subject: Subject, data: Data, **settings: Any) -> Block:
@@ -177,6 +208,7 @@ def _trainer(folder: Path, subject: Subject, data: Data, **settings: Any) -> Blo
             disable_tqdm=True,
             report_to="none",
             use_cpu=True,
+            bf16=subject.precision == "bf16",
             **settings,
         )
         times = steps_timed()
@@ -190,7 +222,7 @@ def _trainer(folder: Path, subject: Subject, data: Data, **settings: Any) -> Blo
 
 
 def _trainer_best(folder: Path, subject: Subject, data: Data) -> Block:
-    return _trainer(folder, subject, data, **_BEST)
+    return _with_products(_trainer(folder, subject, data, **_BEST), folder, subject)
 
 
 _SIDES: Mapping[str, Callable[[Path, Subject, Data], Block]] = {

@@ -31,6 +31,7 @@ from plinth_workloads.data.packing import ConcatenatedRows, shuffled_documents
 from plinth_workloads.data.token_store import TokenizedDocument, TokenStore, write_token_store
 from plinth_workloads.objectives.causal_lm import CausalLMLoss
 from plinth_workloads.train.blocks import prepare_blocks
+from plinth_workloads.train.cpu_products import choose_products
 from plinth_workloads.train.checkpoint import Checkpointer, SavedCheckpoint
 from plinth_workloads.train.loop import TrainLoop
 from plinth_workloads.train.metrics import flops_per_token, peak_flops
@@ -241,6 +242,7 @@ def _build_loop(run: TrainRun, model: Any, device: torch.device, store: TokenSto
     training, workers = run.training, Workers(0, 1, device, control_group=None)
     loss: nn.Module = CausalLMLoss(model).train()
     # On the CPU, as a session does it; attention for a GPU is chosen before the model is there.
+    choose_products(model, run)
     prepare_blocks(model, run, same_width=True)
     loss.to(device)
     documents = np.arange(store.num_documents)

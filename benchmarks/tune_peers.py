@@ -34,6 +34,7 @@ from plinth_workloads.data.token_store import TokenizedDocument, TokenStore, wri
 from plinth_workloads.models.adapters import attach
 from plinth_workloads.objectives.causal_lm import CausalLMLoss
 from plinth_workloads.train.blocks import prepare_blocks
+from plinth_workloads.train.cpu_products import choose_products
 from plinth_workloads.train.checkpoint import Checkpointer
 from plinth_workloads.train.loop import TrainLoop
 from plinth_workloads.train.optim import build_optimizers
@@ -76,9 +77,7 @@ def main() -> int:
     if not arguments.tiny:
         settings = {**asdict(subject), "steps_a_block": arguments.steps, "rounds": arguments.rounds, "lora": _LORA}
         packages = ("torch", "transformers", "peft", "trl", "accelerate", "numpy")
-        path = write_record(
-            "tune_peers", CPU, {**settings, "precision": "fp32"}, figures, packages=packages, has_own_load=True
-        )
+        path = write_record("tune_peers", CPU, settings, figures, packages=packages, has_own_load=True)
         sys.stdout.write(f"written to {path}\n")
     return 0
 
@@ -156,6 +155,7 @@ def _ours(folder: Path, subject: Subject) -> Block:
     )
     model = attach(random_llama(subject), run.method, tokenizer, "file:///unread", subject.sequence_length)
     loss = CausalLMLoss(model).train()
+    choose_products(model, run)
     prepare_blocks(model, run, same_width=False)
     loop = TrainLoop(
         run,

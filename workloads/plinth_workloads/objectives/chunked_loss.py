@@ -28,6 +28,8 @@ CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
 """Most logits at once: 64 MiB in fp32 on a CPU, where larger ones leave the caches; larger products keep a GPU busy."""
 
 _PROBED_RANGE = 80.0
+_EXACT_PROBABILITY = 1e-30
+"""Of a token: smaller ones come near to where float32 has fewer digits, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +146,7 @@ def chunked_cross_entropy(
     """
     hidden_NH = hidden_BTH[:, -labels_BT.shape[1] :].flatten(0, 1)
     labels_N = labels_BT.flatten()
-    if hidden_NH.device.type == "cpu":
-        # On a GPU the number of labels would have to be waited for.
+    if _answers_at_once(hidden_NH.device):
         (learned_N,) = torch.nonzero(labels_N != IGNORED, as_tuple=True)
         if len(learned_N) < len(labels_N):
             hidden_NH, labels_N = hidden_NH.index_select(0, learned_N), labels_N[learned_N]
@@ -166,6 +167,11 @@ def chunked_cross_entropy(
             _cross_entropy, hidden_NH[chunk], head, labels_N[chunk], transform, use_reentrant=False
         )
     return total
+
+
+def _answers_at_once(device: torch.device) -> bool:
+    """Whether a step may ask for a number: a GPU would have to be waited for."""
+    return device.type == "cpu"
 
 
 def _vocabulary(head: Any) -> int:
@@ -277,6 +283,7 @@ class _Chunks:
     ) -> None:
         self._hidden_NH, self._weight_VH, self._bias_V = hidden_NH, weight_VH, bias_V
         self._transform, self._part = transform, part
+        self._at_once = _answers_at_once(hidden_NH.device)
         shape = (size, weight_VH.shape[0])
         self._logits = torch.empty(shape, dtype=torch.float32, device=hidden_NH.device)
         self._gradient = torch.empty_like(self._logits)
@@ -294,24 +301,39 @@ class _Chunks:
         if self._bias_V is not None:
             logits_NV += self._bias_V
         self._transform.apply_(logits_NV)
-        learned_N1 = labels_N1 != IGNORED
         targets_N1, present_N1 = self._targets(labels_N1)
         torch.softmax(logits_NV, -1, out=gradient_NV)
-        # log sum exp from the likeliest token, whose probability is never too small for a logarithm.
-        top_N1, likeliest_N1 = gradient_NV.max(-1, keepdim=True)
-        log_sum_N1 = logits_NV.gather(1, likeliest_N1) - top_N1.log()
+        log_sum_N1 = self._log_sum(logits_NV, gradient_NV, targets_N1)
         of_targets_N1 = logits_NV.gather(1, targets_N1) * present_N1
         if self._part is not None:
             own_N1, log_sum_N1 = log_sum_N1, self._part.log_sum(log_sum_N1)
             gradient_NV.mul_((own_N1 - log_sum_N1).exp())
             self._part.sum(of_targets_N1)
-        losses_N1 = (log_sum_N1 - of_targets_N1) * learned_N1
+        losses_N1 = log_sum_N1 - of_targets_N1
+        # Labels that are not to be learned have been left out where that is known at once.
+        learned_N1 = None if self._at_once else labels_N1 != IGNORED
+        if learned_N1 is not None:
+            losses_N1.mul_(learned_N1)
         if any(grad is not None for grad in grads):
             gradient_NV.scatter_add_(1, targets_N1, -present_N1)
-            gradient_NV.mul_(learned_N1)
+            if learned_N1 is not None:
+                gradient_NV.mul_(learned_N1)
             self._through_transform(logits_NV, gradient_NV)
             self._add_gradients(part, hidden_NH, gradient_NV, grads)
         return losses_N1.sum()
+
+    def _log_sum(self, logits_NV: Tensor, probabilities_NV: Tensor, targets_N1: Tensor) -> Tensor:
+        """The log sum exp of logits, from one of them and its probability: N x 1.
+
+        That of the target costs nothing to find, but may be too small for a logarithm. The likeliest token's never is,
+        which costs a pass over all logits; on a GPU that is cheaper than waiting for the answer.
+        """
+        if self._at_once:
+            of_targets_N1 = probabilities_NV.gather(1, targets_N1)
+            if (of_targets_N1 > _EXACT_PROBABILITY).all():
+                return logits_NV.gather(1, targets_N1) - of_targets_N1.log()
+        top_N1, likeliest_N1 = probabilities_NV.max(-1, keepdim=True)
+        return logits_NV.gather(1, likeliest_N1) - top_N1.log()
 
     def _targets(self, labels_N1: Tensor) -> tuple[Tensor, Tensor]:
         """The logit of each label among those of this process, and 1.0 where it has it."""

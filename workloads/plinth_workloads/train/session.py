@@ -30,6 +30,7 @@ from plinth_workloads.objectives.by_name import objective_of
 from plinth_workloads.tracking import ModelVersion, Tracker, resolve_alias
 from plinth_workloads.train.blocks import prepare_blocks
 from plinth_workloads.train.checkpoint import Checkpointer
+from plinth_workloads.train.cpu_products import choose_products
 from plinth_workloads.train.export import export_model
 from plinth_workloads.train.failures import explained
 from plinth_workloads.train.fitting import expect_loading, expect_memory, with_fitting_passes
@@ -150,6 +151,7 @@ def open_session(
     if workers.tensor > 1:
         check_split(model, workers.tensor)
     loss = objective.loss(model, data.tokenizer)
+    choose_products(model, run)
     prepare_blocks(model, run, same_width=objective.recipe().cuts_documents)
     expected = expect_memory(run, workers, model, log)
     sharded = shard_model(loss, run, workers)

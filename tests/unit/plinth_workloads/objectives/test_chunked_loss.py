@@ -85,6 +85,25 @@ def test_the_loss_by_chunks_is_the_plain_loss(name, monkeypatch):
     assert_same_numbers(make_model(name), make_batch(), monkeypatch, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "granite"])
+def test_a_device_that_nothing_is_asked_of_gives_the_same_numbers(name, monkeypatch):
+    monkeypatch.setattr("plinth_workloads.objectives.chunked_loss._answers_at_once", lambda device: False)
+    assert_same_numbers(make_model(name), make_batch(), monkeypatch, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [30.0, 1000.0])
+def test_a_label_that_is_all_but_impossible_has_the_plain_loss(scale, monkeypatch):
+    model = make_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight.mul_(scale)
+    ids_BT, positions_BT, labels_BT = make_batch()
+    with torch.no_grad():
+        probabilities_BTV = model(input_ids=ids_BT, position_ids=positions_BT, use_cache=False).logits.softmax(-1)
+    smallest = probabilities_BTV.gather(2, labels_BT.clamp_min(0)[..., None]).min()
+    assert (smallest == 0) == (scale == 1000.0)
+    assert_same_numbers(model, (ids_BT, positions_BT, labels_BT), monkeypatch, rtol=1e-2, atol=5e-3)
+
+
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["q_proj", "lm_head"]])
 def test_with_an_adapter_beside_or_on_the_head_too(targets, monkeypatch):
     config = LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM", init_lora_weights=False)
