@@ -33,8 +33,8 @@ from plinth_workloads.models.load import load_for_training
 from plinth_workloads.objectives.causal_lm import CausalLMLoss
 from plinth_workloads.tracking import Tracker
 from plinth_workloads.train.blocks import prepare_blocks
-from plinth_workloads.train.cpu_products import choose_products
 from plinth_workloads.train.checkpoint import Checkpointer, SavedCheckpoint
+from plinth_workloads.train.cpu_products import choose_products
 from plinth_workloads.train.loop import Reporter, TrainLoop
 from plinth_workloads.train.optim import build_optimizers
 from plinth_workloads.train.parallel import Workers

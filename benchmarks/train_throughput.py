@@ -31,8 +31,8 @@ from plinth_workloads.data.packing import ConcatenatedRows, shuffled_documents
 from plinth_workloads.data.token_store import TokenizedDocument, TokenStore, write_token_store
 from plinth_workloads.objectives.causal_lm import CausalLMLoss
 from plinth_workloads.train.blocks import prepare_blocks
-from plinth_workloads.train.cpu_products import choose_products
 from plinth_workloads.train.checkpoint import Checkpointer, SavedCheckpoint
+from plinth_workloads.train.cpu_products import choose_products
 from plinth_workloads.train.loop import TrainLoop
 from plinth_workloads.train.metrics import flops_per_token, peak_flops
 from plinth_workloads.train.optim import build_optimizers

@@ -34,8 +34,8 @@ from plinth_workloads.data.token_store import TokenizedDocument, TokenStore, wri
 from plinth_workloads.models.adapters import attach
 from plinth_workloads.objectives.causal_lm import CausalLMLoss
 from plinth_workloads.train.blocks import prepare_blocks
-from plinth_workloads.train.cpu_products import choose_products
 from plinth_workloads.train.checkpoint import Checkpointer
+from plinth_workloads.train.cpu_products import choose_products
 from plinth_workloads.train.loop import TrainLoop
 from plinth_workloads.train.optim import build_optimizers
 from record import spread, write_record
