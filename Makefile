@@ -145,6 +145,7 @@ bench-train: $(STAMP) ## The loop's overhead, throughput, checkpoints, the loss'
 	$(BIN)/python benchmarks/train_overhead.py
 	$(BIN)/python benchmarks/train_overhead.py --mlflow
 	$(BIN)/python benchmarks/train_throughput.py
+	$(BIN)/python benchmarks/ray_overhead.py
 	$(BIN)/python benchmarks/checkpoint_stall.py
 	$(BIN)/python benchmarks/loss_memory.py
 	$(BIN)/python benchmarks/train_peers.py

@@ -60,6 +60,12 @@ def _overhead(figures: Figures) -> tuple[str, str, Mapping[str, float]]:
     return f"{figures['step_seconds']:.3f} s a step", f"{figures['bare_step_seconds']:.3f} s a step", ratio
 
 
+def _ray(figures: Figures) -> tuple[str, str, Mapping[str, float]]:
+    cost, ours, bare = (figures[name] for name in ("cost_share", "step_seconds", "bare_step_seconds"))
+    ratio = {name: 1 + cost[name] for name in ("median", "median_low", "median_high")}
+    return f"{ours['median']:.3f} s a step", f"{bare['median']:.3f} s a step", ratio
+
+
 def _stall(figures: Figures) -> tuple[str, str, Mapping[str, float]]:
     stall, step = figures["stall_seconds"]["median"], figures["quiet_step_seconds"]["median"]
     return f"{stall:.3f} s", f"{step:.3f} s", {"median": figures["stall_share_of_a_step"]}
@@ -86,6 +92,7 @@ ROWS = (
     Row("tune_peers", "LoRA, peak memory: TRL with packing", _memory("trl_packed"), 1.0, at_least=False),
     Row("train_overhead", "the loop, its checkpoints: a bare loop", _overhead, 1.03, at_least=False),
     Row("train_overhead_mlflow", "the same, tracked in MLflow: a bare loop", _overhead, 1.03, at_least=False),
+    Row("ray_overhead", "Ray Train, MLflow, checkpoints: torchrun, a bare loop", _ray, 1.03, at_least=False),
     Row("checkpoint_stall", "stall of a checkpoint: one step", _stall, 1.0, at_least=False),
     Row("loss_memory", "memory of the loss, 256k tokens: 8k", _loss_memory, 1.05, at_least=False),
 )
