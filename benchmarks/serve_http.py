@@ -2,8 +2,9 @@
 
 The light engine answers the same prompts in three ways that take turns: asked in its own process, behind uvicorn in a
 process beside, and as a service of Ray Serve as `plinth serve` starts it. Clients and servers share the machine's
-cores. Time to first token is measured at three quarters of what the service can do, with requests that come at random
-times for 20 seconds, as often as there are rounds.
+cores; once more, the engine or a server, whichever is asked, has the first core, with one thread for the model, and the
+clients the second. Time to first token is measured at three quarters of what the service can do, with requests that
+come at random times for 40 seconds, as often as there are rounds.
 
     python benchmarks/serve_http.py [--model small base] [--rounds 3]
 """
@@ -11,6 +12,7 @@ times for 20 seconds, as often as there are rounds.
 import argparse
 import asyncio
 import json
+import os
 import random
 import socket
 import statistics
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,13 @@ import torch
 
 from record import spread, write_record
 from serve_engine import CLIENTS, PROMPT_TOKENS, SUBJECTS, Sides, make_model, make_tokenizer
+from side_processes import side_processes
 from turns import take_turns
 
 _LOAD = 0.75
-_LOAD_SECONDS = 20.0
+_LOAD_SECONDS = 40.0
 _READY_SECONDS = 60.0
+_SERVER_CORE, _CLIENT_CORE = {0}, {1}
 
 
 def serve_plain(folder: str, port: int) -> None:
@@ -56,9 +60,10 @@ def serve_plain(folder: str, port: int) -> None:
 
 
 @contextmanager
-def server(command: list[str]) -> Iterator[None]:
-    """A process that is ended."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+def server(command: list[str], cores: set[int]) -> Iterator[None]:
+    """A process that is ended; it and all below it run on some cores, with as many threads."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(len(cores))}
+    process = subprocess.Popen(["taskset", "-c", _listed(cores), *command], env=environment, stdout=subprocess.DEVNULL)
     try:
         yield
     finally:
@@ -115,29 +120,8 @@ class Clients:
 
 def measure(name: str, *, rounds: int) -> dict[str, Any]:
     """All figures of one model."""
-    subject = SUBJECTS[name]
-    sides = Sides(subject, torch.device("cpu"))
-    loop = asyncio.new_event_loop()
-    loop.run_until_complete(sides.engine.start())
-    with ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        make_model(subject, torch.device("cpu")).save_pretrained(folder)
-        make_tokenizer(subject.config["vocab_size"]).save_pretrained(folder)
-        ports = [_free_port(), _free_port()]
-        stack.enter_context(server([sys.executable, __file__, "--plain", folder, str(ports[0])]))
-        document = Path(folder) / "serve.json"
-        model = {"uri": f"file://{folder}"}
-        run = {"name": "m", "engine": "torch", "trackingUri": "", "gpus": 0, "workDir": folder}
-        # As many threads as the other sides have: Ray gives a replica as many as it asks for CPUs.
-        document.write_text(json.dumps({**run, "cpus": torch.get_num_threads(), "model": model}))
-        command = [sys.executable, "-m", "plinth_workloads.serve", str(document), "--port", str(ports[1])]
-        stack.enter_context(server(command))
-        plain, serve = (Clients(_ready(port), sides) for port in ports)
-        blocks: dict[str, Callable[[int], float]] = {
-            "engine": lambda clients: loop.run_until_complete(sides.ours(clients)),
-            "asgi": plain.all_at_once,
-            "ray_serve": serve.all_at_once,
-        }
+    everywhere = os.sched_getaffinity(0)
+    with _asked(name, everywhere, everywhere) as (blocks, plain, serve):
         seconds = take_turns(blocks, rounds, CLIENTS)
         load = {side: _LOAD * CLIENTS / statistics.median(seconds[side]) for side in ("asgi", "ray_serve")}
         under_load = {
@@ -145,19 +129,70 @@ def measure(name: str, *, rounds: int) -> dict[str, Any]:
             "ray_serve": lambda _: _percentiles(serve.first_tokens(load["ray_serve"])),
         }
         first = take_turns(under_load, rounds, 1)
-    loop.run_until_complete(sides.engine.stop())
-    num_tokens = CLIENTS * subject.new_tokens
+    with _asked(name, _SERVER_CORE, _CLIENT_CORE) as (blocks, _, _):
+        apart = take_turns(blocks, rounds, CLIENTS)
+    return {
+        **_throughput(name, seconds),
+        "load_requests_per_second": {side: round(rate, 2) for side, rate in load.items()},
+        "seconds_to_first_token": {
+            side: {name: spread([one[name] for one in found], 4) for name in found[0]} for side, found in first.items()
+        },
+        "clients_on_a_core_of_their_own": _throughput(name, apart),
+    }
+
+
+@contextmanager
+def _asked(
+    name: str, server_cores: set[int], client_cores: set[int]
+) -> Iterator[tuple[dict[str, Callable[[int], float]], Clients, Clients]]:
+    """What answers a number of clients, in seconds: the engine by itself and both servers; and those servers' clients."""
+    subject, before = SUBJECTS[name], os.sched_getaffinity(0)
+    sides = Sides(subject, torch.device("cpu"))
+    with ExitStack() as stack:
+        stack.callback(os.sched_setaffinity, 0, before)
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        make_model(subject, torch.device("cpu")).save_pretrained(folder)
+        make_tokenizer(subject.config["vocab_size"]).save_pretrained(folder)
+        ports = [_free_port(), _free_port()]
+        command = [sys.executable, str(Path(__file__).resolve()), "--plain", folder, str(ports[0])]
+        stack.enter_context(server(command, server_cores))
+        document = Path(folder) / "serve.json"
+        model = {"uri": f"file://{folder}"}
+        run = {"name": "m", "engine": "torch", "trackingUri": "", "gpus": 0, "workDir": folder}
+        # As many threads as the other sides have: Ray gives a replica as many as it asks for CPUs.
+        document.write_text(json.dumps({**run, "cpus": len(server_cores), "model": model}))
+        command = [sys.executable, "-m", "plinth_workloads.serve", str(document), "--port", str(ports[1])]
+        stack.enter_context(server(command, server_cores))
+        engine = stack.enter_context(side_processes(_engine, ["engine"], name, server_cores))
+        os.sched_setaffinity(0, client_cores)
+        plain, serve = (Clients(_ready(port), sides) for port in ports)
+        yield {**engine, "asgi": plain.all_at_once, "ray_serve": serve.all_at_once}, plain, serve
+
+
+def _engine(side: str, name: str, cores: set[int]) -> Callable[[int], float]:
+    """The engine by itself, asked in its own process."""
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), cores)
+    torch.set_num_threads(len(cores))
+    sides, loop = Sides(SUBJECTS[name], torch.device("cpu")), asyncio.new_event_loop()
+    loop.run_until_complete(sides.engine.start())
+    return lambda clients: loop.run_until_complete(sides.ours(clients))
+
+
+def _throughput(name: str, seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    num_tokens = CLIENTS * SUBJECTS[name].new_tokens
     return {
         "tokens_per_second": {side: spread([num_tokens / one for one in took], 1) for side, took in seconds.items()},
         "share_of_engine": {
             side: spread([engine / one for engine, one in zip(seconds["engine"], seconds[side], strict=True)], 3)
             for side in ("asgi", "ray_serve")
         },
-        "load_requests_per_second": {side: round(rate, 2) for side, rate in load.items()},
-        "seconds_to_first_token": {
-            side: {name: spread([one[name] for one in found], 4) for name in found[0]} for side, found in first.items()
-        },
     }
+
+
+def _listed(cores: set[int]) -> str:
+    """As `taskset` takes them."""
+    return ",".join(str(core) for core in sorted(cores))
 
 
 def _percentiles(seconds: list[float]) -> dict[str, float]:
