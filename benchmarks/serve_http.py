@@ -145,7 +145,7 @@ def measure(name: str, *, rounds: int) -> dict[str, Any]:
 def _asked(
     name: str, server_cores: set[int], client_cores: set[int]
 ) -> Iterator[tuple[dict[str, Callable[[int], float]], Clients, Clients]]:
-    """What answers a number of clients, in seconds: the engine by itself and both servers; and those servers' clients."""
+    """What answers so many clients, in seconds: the engine by itself and both servers; and the servers' clients."""
     subject, before = SUBJECTS[name], os.sched_getaffinity(0)
     sides = Sides(subject, torch.device("cpu"))
     with ExitStack() as stack:

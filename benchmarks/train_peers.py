@@ -133,7 +133,7 @@ def _prepared(folder: Path, subject: Subject, compiled: bool) -> tuple[TrainRun,
 def _with_products(block: Block, folder: Path, subject: Subject) -> Block:
     """A block whose products are the ones that `choose_products` finds; they hold for the process of all sides."""
     chosen = choose_products(random_llama(subject), _run_document(folder, subject, compiled=False))
-    matmul = torch.backends.mkldnn.matmul
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     found, matmul.fp32_precision = matmul.fp32_precision, "none"
     assert chosen == (found != "none")
 

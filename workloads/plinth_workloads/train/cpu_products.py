@@ -36,7 +36,7 @@ def choose_products(model: nn.Module, run: TrainRun) -> bool:
     Returns:
         Whether it is oneDNN's.
     """
-    matmul = torch.backends.mkldnn.matmul
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     matmul.fp32_precision = "none"
     config = getattr(model, "config", None)
     width = getattr(getattr(config, "get_text_config", lambda: config)(), "hidden_size", 0)
