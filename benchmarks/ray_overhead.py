@@ -49,7 +49,6 @@ FILES = 200
 WORKER_CORE, OTHER_CORE = {0}, {1}
 _WORKER_TITLE = b"ray::RayTrainWorker"
 _LOOK_SECONDS = 0.2
-_START_SECONDS = 300.0
 
 
 def main() -> int:
@@ -110,7 +109,7 @@ def _job(folder: Path, steps: int) -> Path:
     corpus.write_text("".join(json.dumps({"content": text}) + "\n" for text in texts))
     job = yaml.safe_load(DEMO.read_text())
     spec = job["spec"]
-    del spec["data"]["validation"], spec["evaluation"]
+    del spec["data"]["validation"], spec["evaluation"], spec["training"]["schedule"]
     spec["training"] |= {"steps": steps, "globalBatchSize": ROWS, "microBatchSize": ROWS}
     spec["compute"]["workers"] = 1
     spec["checkpoint"]["everySteps"] = SAVED_EVERY
@@ -125,8 +124,8 @@ def run_job(folder: Path, job: Path) -> float:
     command = [sys.executable, "-m", "plinth_workloads.cli", "run", str(job), "--home", str(home)]
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output)
-        ended = threading.Event()
-        pinning = threading.Thread(target=_keep_pinned, args=(process.pid, ended))
+        ended, pinned = threading.Event(), threading.Event()
+        pinning = threading.Thread(target=_keep_pinned, args=(process.pid, ended, pinned))
         pinning.start()
         try:
             code = process.wait()
@@ -135,14 +134,16 @@ def run_job(folder: Path, job: Path) -> float:
             pinning.join()
     if code:
         raise RuntimeError(f"plinth run ended with {code}:\n{(folder / 'output').read_text()[-2000:]}")
+    if not pinned.is_set():
+        raise RuntimeError(f"no process was called {_WORKER_TITLE.decode()}: Ray names its workers otherwise now")
     (run,) = (home / "runs").iterdir()
     steps = {event["step"]: event["time"] for event, _ in read_progress(run) if event["event"] == "step"}
     last = max(steps)
     return float((steps[last] - steps[WARM_UP_STEPS]) / (last - WARM_UP_STEPS))
 
 
-def _keep_pinned(root: int, ended: threading.Event) -> None:
-    """Once the worker is there, give it the first core and all other processes of the run the second."""
+def _keep_pinned(root: int, ended: threading.Event, pinned: threading.Event) -> None:
+    """Once the worker is there, give it the first core and all other processes of the run the second; sets `pinned`."""
     while not ended.wait(_LOOK_SECONDS):
         family = _descendants(root)
         workers = {process for process in family if _title(process).startswith(_WORKER_TITLE)}
@@ -150,6 +151,7 @@ def _keep_pinned(root: int, ended: threading.Event) -> None:
             continue
         for process in family:
             _pin(process, WORKER_CORE if process in workers else OTHER_CORE)
+        pinned.set()
 
 
 def _descendants(root: int) -> set[int]:
