@@ -1,10 +1,11 @@
 """What Ray Train, tracking and checkpoints cost a training: `plinth run` of one worker beside torchrun on a bare loop.
 
 Both train a llama of 7 million weights on the standard library's source with the same rows a step. `plinth run` is the
-whole of it: Ray's processes, the worker under Ray Train, an MLflow run in SQLite, progress, a checkpoint every 40 steps,
-which is every 20 seconds. The bare loop has its batches ready and is forward, backward, clipping and step, in one process that torchrun
-starts. Both are there at once and share the first core, everything else has the second: one worker stands still
-(SIGSTOP) while the other trains, and they change every three seconds, so that what else the machine does meets both.
+whole of it: Ray's processes, the worker under Ray Train, an MLflow run in SQLite, progress, a checkpoint every 40
+steps, which is every 20 seconds. The bare loop has its batches ready and is forward, backward, clipping and step, in
+one process that torchrun starts. Both are there at once and share the first core, everything else has the second: one
+worker stands still (SIGSTOP) while the other trains, and they change every three seconds, so that what else the machine
+does meets both.
 A step counts if it is not cut by a change. Exits with 1 where the median of the pairs is above the limit.
 
     python benchmarks/ray_overhead.py [--pairs 5] [--steps 80]
@@ -54,6 +55,8 @@ SIZES = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "
 FILES = 200
 WORKER_CORE, OTHER_CORE = {0}, {1}
 TURN_SECONDS = 3.0
+_SPARE_STEPS = 50
+"""So that the run does not end while it is measured."""
 _PREPARED = 64
 """Batches of the bare loop, which begins again behind the last."""
 _WORKER_TITLE = b"ray::RayTrainWorker"
@@ -106,7 +109,7 @@ def _pair(index: int, steps: int) -> tuple[float, float]:
     """Seconds a step of `plinth run` and of torchrun."""
     with tempfile.TemporaryDirectory(prefix="ray-overhead-") as name, ExitStack() as stack:
         folder = Path(name)
-        job = _job(folder, WARM_UP_STEPS + steps)
+        job = _job(folder, WARM_UP_STEPS + steps + _SPARE_STEPS)
         (manifest,) = load_manifests([job])
         settings = Home(folder / "home").settings(manifest.resource)
         run = resolve_train_run(manifest.resource, settings, {})  # type: ignore[arg-type]
