@@ -1,14 +1,14 @@
 """What Ray Train, tracking and checkpoints cost a training: `plinth run` of one worker beside torchrun on a bare loop.
 
 Both train a llama of 7 million weights on the standard library's source with the same rows a step. `plinth run` is the
-whole of it: Ray's processes, the worker under Ray Train, an MLflow run in SQLite, progress, a checkpoint every 40
+whole of it: Ray's processes, the worker under Ray Train, an MLflow run in SQLite, progress, a checkpoint every 25
 steps, which is every 20 seconds. The bare loop has its batches ready and is forward, backward, clipping and step, in
 one process that torchrun starts. Both are there at once and share the first core, everything else has the second: one
-worker stands still (SIGSTOP) while the other trains, and they change every three seconds, so that what else the machine
-does meets both.
-A step counts if it is not cut by a change. Exits with 1 where the median of the pairs is above the limit.
+worker stands still (SIGSTOP) while the other trains, and they change every eight seconds, so that what else the machine
+does meets both. A step counts if it is not cut by a change. Exits with 1 where the median of the pairs is above the
+limit.
 
-    python benchmarks/ray_overhead.py [--pairs 5] [--steps 80]
+    python benchmarks/ray_overhead.py [--pairs 5] [--steps 50]
 """
 
 import argparse
@@ -23,9 +23,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from itertools import cycle, pairwise
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import yaml
@@ -50,11 +51,11 @@ LIMIT = 0.03
 """The share of a step that all of it may cost."""
 WARM_UP_STEPS = 5
 ROWS = 4
-SAVED_EVERY = 40
+SAVED_EVERY = 25
 SIZES = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 8, "num_attention_heads": 8}
 FILES = 200
 WORKER_CORE, OTHER_CORE = {0}, {1}
-TURN_SECONDS = 3.0
+TURN_SECONDS = 8.0
 _SPARE_STEPS = 50
 """So that the run does not end while it is measured."""
 _PREPARED = 64
@@ -63,30 +64,69 @@ _WORKER_TITLE = b"ray::RayTrainWorker"
 _LOOK_SECONDS = 0.05
 _READY_SECONDS = 180.0
 
-Interval = tuple[float, float]
-"""When something began and ended, in seconds since the epoch."""
+
+@dataclass(slots=True)
+class _Side:
+    """A worker that takes turns with the other one.
+
+    Attributes:
+        process: It.
+        turns: When each of its turns began and ended, in seconds since the epoch.
+        cpu_seconds: Of processor time that all its threads took in them.
+    """
+
+    process: int
+    turns: list[tuple[float, float]] = field(default_factory=list)
+    cpu_seconds: float = 0.0
+
+    def take_turn(self) -> None:
+        """Go on for some seconds."""
+        cpu, began = _cpu_seconds(self.process), time.time()
+        os.kill(self.process, signal.SIGCONT)
+        time.sleep(TURN_SECONDS)
+        os.kill(self.process, signal.SIGSTOP)
+        self.turns.append((began, time.time()))
+        self.cpu_seconds += _cpu_seconds(self.process) - cpu
+
+    def cost(self, ends: Sequence[float]) -> "_Cost":
+        """Of a step, from when each ended; one begins where the one before has ended."""
+        own = [any(began <= end <= ended for began, ended in self.turns) for end in ends]
+        whole = [
+            end - start
+            for start, end in pairwise(ends)
+            if any(began <= start and end <= ended for began, ended in self.turns)
+        ]
+        return _Cost(statistics.fmean(whole), self.cpu_seconds / sum(own))
+
+
+class _Cost(NamedTuple):
+    """Of a step: seconds of those that one turn has whole, and of processor time over all that ended in turns."""
+
+    wall: float
+    cpu: float
 
 
 def main() -> int:
     """Run the pairs, print them and write the record; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5, help="at least 2")
-    parser.add_argument("--steps", type=int, default=80, help="steps of `plinth run` that count")
+    parser.add_argument("--steps", type=int, default=50, help="steps of `plinth run` that count")
     parser.add_argument("--bare", nargs=2, type=Path, metavar=("RUN", "TIMES"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.bare:
         document, times = arguments.bare
         train_bare(TrainRun.model_validate_json(document.read_text()), times)
     pairs = [_pair(index, arguments.steps) for index in range(arguments.pairs)]
-    costs = [1 - bare / ours for ours, bare in pairs]
+    costs = [1 - bare.wall / ours.wall for ours, bare in pairs]
     figures = {
         "cost_share": spread(costs),
         "limit_share": LIMIT,
         "within_limit": statistics.median(costs) < LIMIT,
-        "step_seconds": spread([ours for ours, _ in pairs]),
-        "bare_step_seconds": spread([bare for _, bare in pairs]),
+        "cost_share_cpu_time": spread([1 - bare.cpu / ours.cpu for ours, bare in pairs]),
+        "step_seconds": spread([ours.wall for ours, _ in pairs]),
+        "bare_step_seconds": spread([bare.wall for _, bare in pairs]),
         "deviation_of_the_cost": round(statistics.stdev(costs), 4),
-        "pairs": [{"plinth_run": round(ours, 5), "torchrun": round(bare, 5)} for ours, bare in pairs],
+        "pairs": [{"plinth_run": ours._asdict(), "torchrun": bare._asdict()} for ours, bare in pairs],
     }
     settings = {
         "job": str(DEMO.relative_to(REPOSITORY)),
@@ -105,8 +145,8 @@ def main() -> int:
     return 0 if figures["within_limit"] else 1
 
 
-def _pair(index: int, steps: int) -> tuple[float, float]:
-    """Seconds a step of `plinth run` and of torchrun."""
+def _pair(index: int, steps: int) -> tuple[_Cost, _Cost]:
+    """A step of `plinth run` and of torchrun."""
     with tempfile.TemporaryDirectory(prefix="ray-overhead-") as name, ExitStack() as stack:
         folder = Path(name)
         job = _job(folder, WARM_UP_STEPS + steps + _SPARE_STEPS)
@@ -122,23 +162,22 @@ def _pair(index: int, steps: int) -> tuple[float, float]:
         _pin_all(plinth.pid, worker)
         os.kill(worker, signal.SIGSTOP)
         stack.callback(_go_on, worker)
-        torchrun: list[str | Path] = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc-per-node=1",
-            Path(__file__).resolve(),
-        ]
+        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", Path(__file__).resolve())
         stack.enter_context(_started([*torchrun, "--bare", document, times]))
         _wait(lambda: times.exists() and len(_lines(times)) > WARM_UP_STEPS, "the first steps of torchrun")
         loop = int(_lines(times)[0])
+        os.kill(loop, signal.SIGSTOP)
         stack.callback(_go_on, loop)
-        turns = _take_turns(
-            worker, loop, lambda: len(_events(settings.work_dir)) >= WARM_UP_STEPS + steps, bool(index % 2)
-        )
-        ours = _seconds_a_step(_events(settings.work_dir), turns[worker])
-        plain = _seconds_a_step([float(line) for line in _lines(times)[1:]], turns[loop])
-    tell(f"pair {index + 1}: {ours:.4f} and {plain:.4f} s a step, {1 - plain / ours:+.1%}")
+        sides = [_Side(worker), _Side(loop)]
+        while len(_events(settings.work_dir)) < WARM_UP_STEPS + steps:
+            for side in sides[:: -1 if index % 2 else 1]:
+                side.take_turn()
+        ours = sides[0].cost(_events(settings.work_dir))
+        plain = sides[1].cost([float(line) for line in _lines(times)[1:]])
+    tell(
+        f"pair {index + 1}: {ours.wall:.4f} and {plain.wall:.4f} s a step, {1 - plain.wall / ours.wall:+.1%}; "
+        f"processor time {1 - plain.cpu / ours.cpu:+.1%}"
+    )
     return ours, plain
 
 
@@ -157,27 +196,10 @@ def _started(command: Sequence[str | Path]) -> Iterator[subprocess.Popen[bytes]]
         _wait(lambda: not any(Path(f"/proc/{each}").exists() for each in family), "the end of what was started")
 
 
-def _take_turns(worker: int, loop: int, ended: Callable[[], bool], loop_first: bool) -> dict[int, list[Interval]]:
-    """Let one of two processes go on while the other stands still, until `ended`; when each of them went."""
-    found: dict[int, list[Interval]] = {worker: [], loop: []}
-    os.kill(loop, signal.SIGSTOP)
-    order = (loop, worker) if loop_first else (worker, loop)
-    while not ended():
-        for process in order:
-            began = time.time()
-            os.kill(process, signal.SIGCONT)
-            time.sleep(TURN_SECONDS)
-            os.kill(process, signal.SIGSTOP)
-            found[process].append((began, time.time()))
-    return found
-
-
-def _seconds_a_step(ends: Sequence[float], turns: Sequence[Interval]) -> float:
-    """The mean of the steps that one turn has whole; each begins where the one before has ended."""
-    steps = [
-        end - start for start, end in pairwise(ends) if any(began <= start and end <= ended for began, ended in turns)
-    ]
-    return statistics.fmean(steps)
+def _cpu_seconds(process: int) -> float:
+    """Processor time of all its threads so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _go_on(process: int) -> None:
