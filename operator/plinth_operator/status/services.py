@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
+from plinth_api.base import Condition
 from plinth_api.run import ServeModel
 from plinth_api.status import AdapterStatus, ModelStatus, RolloutStatus, ServicePhase, ServiceStatus, Usage
 from plinth_operator.facts import PodFacts, RayClusterFacts, RayServiceFacts, ReplicaState
@@ -117,6 +118,34 @@ def build_service_status(
     """
     cause, phase = verdict.cause, verdict.phase
     reason, message = (cause.reason, cause.message) if cause else (phase, verdict.change)
+    total, ready = verdict.replicas
+    status = ServiceStatus(
+        observed_generation=generation,
+        phase=phase,
+        reason=cause.reason if cause else "",
+        message=message[:MOST_CHARACTERS],
+        conditions=_conditions(old, verdict, reason, message, rollout=rollout, generation=generation, now=now),
+        url=url or old.url,
+        model=_model(verdict.model_uri, verdict.prompt_hash) or old.model,
+        adapters=_adapters(verdict) if verdict.model_uri else old.adapters,
+        rollout=rollout,
+        replicas=total,
+        ready_replicas=ready,
+        usage=Usage(gpus=gpus),
+    )
+    return status.to_wire()
+
+
+def _conditions(
+    old: ServiceStatus,
+    verdict: ServiceVerdict,
+    reason: str,
+    message: str,
+    *,
+    rollout: RolloutStatus | None,
+    generation: int,
+    now: datetime,
+) -> tuple[Condition, ...]:
     conditions = set_condition(
         old.conditions,
         "Accepted",
@@ -129,31 +158,16 @@ def build_service_status(
     conditions = set_condition(
         conditions,
         "Updating",
-        "True" if phase == "Updating" else "False",
+        "True" if verdict.phase == "Updating" else "False",
         reason,
         message,
         now=now,
         generation=generation,
     )
     conditions = rollout_conditions(conditions, rollout, now=now, generation=generation)
-    total, ready = verdict.replicas
-    status = ServiceStatus(
-        observed_generation=generation,
-        phase=phase,
-        reason=cause.reason if cause else "",
-        message=message[:MOST_CHARACTERS],
-        conditions=kstatus_conditions(
-            conditions, phase, reason, message, now=now, generation=generation, ready=verdict.answering
-        ),
-        url=url or old.url,
-        model=_model(verdict.model_uri, verdict.prompt_hash) or old.model,
-        adapters=_adapters(verdict) if verdict.model_uri else old.adapters,
-        rollout=rollout,
-        replicas=total,
-        ready_replicas=ready,
-        usage=Usage(gpus=gpus),
+    return kstatus_conditions(
+        conditions, verdict.phase, reason, message, now=now, generation=generation, ready=verdict.answering
     )
-    return status.to_wire()
 
 
 def _adapters(verdict: ServiceVerdict) -> tuple[AdapterStatus, ...] | None:

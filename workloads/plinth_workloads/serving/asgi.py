@@ -105,6 +105,18 @@ def build_asgi(
     if keys is not None:
         app.add_middleware(RequireKey, keys=keys, open_paths=PROBE_PATHS | PAGE_PATHS)
     metrics = ServiceMetrics(name, stats=served.stats)
+    _add_models(app, served, name)
+    _add_generation(app, served, name, metrics)
+    add_encoder_routes(app, served, name=name, metrics=metrics)
+    add_chat_page(app)
+    add_probes(app, served, name=name, metrics=metrics, keys=keys)
+    _add_error_handlers(app)
+    endpoints = {path for route in app.routes if (path := getattr(route, "path", "")).startswith("/v1/")}
+    counted = CountAnswers(app, metrics=metrics, endpoints=endpoints, unseen=PROBE_PATHS)
+    return RequestIds(counted, front_repeats_ids=front_repeats_ids)
+
+
+def _add_models(app: FastAPI, served: ServedModel, name: str) -> None:
     created = now_seconds()
 
     def model_cards() -> list[ModelCard]:
@@ -138,6 +150,8 @@ def build_asgi(
             raise unknown_model(model, name, *served.adapters.names)
         return found
 
+
+def _add_generation(app: FastAPI, served: ServedModel, name: str, metrics: ServiceMetrics) -> None:
     @app.post("/v1/completions")
     async def complete(body: CompletionBody, request: Request) -> Response:
         answer = CompletionAnswer(body.model, with_logprobs=body.num_logprobs is not None)
@@ -147,14 +161,6 @@ def build_asgi(
     async def chat(body: ChatBody, request: Request) -> Response:
         answer = ChatAnswer(body.model, with_logprobs=body.num_logprobs is not None, tools=body.tool_use)
         return await _answer(served, name, metrics, body, answer, request)
-
-    add_encoder_routes(app, served, name=name, metrics=metrics)
-    add_chat_page(app)
-    add_probes(app, served, name=name, metrics=metrics, keys=keys)
-    _add_error_handlers(app)
-    endpoints = {path for route in app.routes if (path := getattr(route, "path", "")).startswith("/v1/")}
-    counted = CountAnswers(app, metrics=metrics, endpoints=endpoints, unseen=PROBE_PATHS)
-    return RequestIds(counted, front_repeats_ids=front_repeats_ids)
 
 
 def _add_error_handlers(app: FastAPI) -> None:

@@ -27,6 +27,7 @@ from plinth_workloads.models.four_bits import num_elements
 from plinth_workloads.models.load import load_for_training, load_model
 from plinth_workloads.models.virtual_tokens import run_in_rows_for, without_virtual_tokens
 from plinth_workloads.objectives.by_name import objective_of
+from plinth_workloads.objectives.objective import Objective
 from plinth_workloads.tracking import ModelVersion, Tracker, resolve_alias
 from plinth_workloads.train.blocks import prepare_blocks
 from plinth_workloads.train.checkpoint import Checkpointer
@@ -144,12 +145,7 @@ def open_session(
     objective = objective_of(run)
     data = prepare_data(run, base_folder, objective.recipe())
     workers.barrier()
-    start, implied = base_folder if run.model.uri else None, objective.implied_config(data.tokenizer)
-    expect_loading(run, workers, data.tokenizer, start, objective)
-    model = load_for_training(run, data.tokenizer, start, objective.auto_class, implied)
-    objective.check(model, data.tokenizer)
-    if workers.tensor > 1:
-        check_split(model, workers.tensor)
+    model = _load(run, workers, data, base_folder if run.model.uri else None, objective)
     loss = objective.loss(model, data.tokenizer)
     choose_products(model, run)
     prepare_blocks(model, run, same_width=objective.recipe().cuts_documents)
@@ -170,6 +166,17 @@ def open_session(
         with without_virtual_tokens(model):
             loop.record_evaluation("base")
     return session
+
+
+def _load(run: TrainRun, workers: Workers, data: PreparedData, start: Path | None, objective: Objective) -> Any:
+    """The model that the run starts from, once it is known to be one that the run can train."""
+    expect_loading(run, workers, data.tokenizer, start, objective)
+    implied = objective.implied_config(data.tokenizer)
+    model = load_for_training(run, data.tokenizer, start, objective.auto_class, implied)
+    objective.check(model, data.tokenizer)
+    if workers.tensor > 1:
+        check_split(model, workers.tensor)
+    return model
 
 
 def _build_loop(
