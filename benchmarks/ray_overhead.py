@@ -32,6 +32,8 @@ import torch
 import yaml
 from torch import nn
 
+from cores import pin
+from observation import cpu_seconds
 from plinth_api.resolve import resolve_train_run
 from plinth_api.run import TrainRun
 from plinth_workloads.data.loader import BatchLoader, Rows
@@ -81,22 +83,18 @@ class _Side:
 
     def take_turn(self) -> None:
         """Go on for some seconds."""
-        cpu, began = _cpu_seconds(self.process), time.time()
+        cpu, began = cpu_seconds(self.process), time.time()
         os.kill(self.process, signal.SIGCONT)
         time.sleep(TURN_SECONDS)
         os.kill(self.process, signal.SIGSTOP)
         self.turns.append((began, time.time()))
-        self.cpu_seconds += _cpu_seconds(self.process) - cpu
+        self.cpu_seconds += cpu_seconds(self.process) - cpu
 
     def cost(self, ends: Sequence[float]) -> "_Cost":
         """Of a step, from when each ended; one begins where the one before has ended."""
-        own = [any(began <= end <= ended for began, ended in self.turns) for end in ends]
-        whole = [
-            end - start
-            for start, end in pairwise(ends)
-            if any(began <= start and end <= ended for began, ended in self.turns)
-        ]
-        return _Cost(statistics.fmean(whole), self.cpu_seconds / sum(own))
+        turns = [[end for end in ends if began <= end <= ended] for began, ended in self.turns]
+        whole = [end - start for turn in turns for start, end in pairwise(turn)]
+        return _Cost(statistics.fmean(whole), self.cpu_seconds / sum(map(len, turns)))
 
 
 class _Cost(NamedTuple):
@@ -196,12 +194,6 @@ def _started(command: Sequence[str | Path]) -> Iterator[subprocess.Popen[bytes]]
         _wait(lambda: not any(Path(f"/proc/{each}").exists() for each in family), "the end of what was started")
 
 
-def _cpu_seconds(process: int) -> float:
-    """Processor time of all its threads so far."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def _go_on(process: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(process, signal.SIGCONT)
@@ -253,7 +245,7 @@ def _ray_worker(root: int) -> int | None:
 def _pin_all(root: int, worker: int) -> None:
     """Give a worker the first core, and all other processes of its run the second."""
     for process in _descendants(root):
-        _pin(process, WORKER_CORE if process == worker else OTHER_CORE)
+        pin(process, WORKER_CORE if process == worker else OTHER_CORE)
 
 
 def _descendants(root: int) -> set[int]:
@@ -279,18 +271,9 @@ def _title(process: int) -> bytes:
         return b""
 
 
-def _pin(process: int, cores: set[int]) -> None:
-    try:
-        for thread in Path(f"/proc/{process}/task").iterdir():
-            os.sched_setaffinity(int(thread.name), cores)
-    except OSError:
-        # It has ended in between.
-        return
-
-
 def train_bare(run: TrainRun, times: Path) -> NoReturn:
     """The bare loop, on the first core with one thread, until it is ended; writes its process and each step's end."""
-    _pin(os.getpid(), WORKER_CORE)
+    pin(os.getpid(), WORKER_CORE)
     torch.set_num_threads(1)
     data = prepare_data(run, None)
     model = load_for_training(run, data.tokenizer, None)

@@ -28,6 +28,7 @@ from typing import Any
 import aiohttp
 import torch
 
+from cores import pin
 from record import spread, write_record
 from serve_engine import CLIENTS, PROMPT_TOKENS, SUBJECTS, Sides, make_model, make_tokenizer
 from side_processes import side_processes
@@ -171,8 +172,7 @@ def _asked(
 
 def _engine(side: str, name: str, cores: set[int]) -> Callable[[int], float]:
     """The engine by itself, asked in its own process."""
-    for thread in Path("/proc/self/task").iterdir():
-        os.sched_setaffinity(int(thread.name), cores)
+    pin(os.getpid(), cores)
     torch.set_num_threads(len(cores))
     sides, loop = Sides(SUBJECTS[name], torch.device("cpu")), asyncio.new_event_loop()
     loop.run_until_complete(sides.engine.start())
