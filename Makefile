@@ -140,25 +140,20 @@ URL ?= http://127.0.0.1:8000/
 screenshot: $(STAMP) browser ## Write docs/images/chat.png anew, while `make demo KEEP=1` has its service up (URL)
 	PYTHONPATH=tests $(BIN)/python -m chat_screenshot $(URL)
 
+# A bound that is missed ends a script with 1: the others and the table come all the same, and then make fails.
+define measure
+	@failed=0; \
+	$(foreach script,$(1),$(BIN)/python benchmarks/$(subst +, ,$(script)) || failed=1;) exit $$failed
+endef
+
 .PHONY: bench-train
 bench-train: $(STAMP) ## The loop's overhead, throughput, checkpoints, the loss's memory, and peers, written to benchmarks/results/
-	$(BIN)/python benchmarks/train_overhead.py
-	$(BIN)/python benchmarks/train_overhead.py --mlflow
-	$(BIN)/python benchmarks/train_throughput.py
-	$(BIN)/python benchmarks/ray_overhead.py
-	$(BIN)/python benchmarks/checkpoint_stall.py
-	$(BIN)/python benchmarks/loss_memory.py
-	$(BIN)/python benchmarks/train_peers.py
-	$(BIN)/python benchmarks/train_peers.py --precision bf16
-	$(BIN)/python benchmarks/tune_peers.py
-	$(BIN)/python benchmarks/training_table.py
+	$(call measure,train_overhead.py train_overhead.py+--mlflow train_throughput.py ray_overhead.py checkpoint_stall.py \
+	  loss_memory.py train_peers.py train_peers.py+--precision+bf16 tune_peers.py training_table.py)
 
 .PHONY: bench-serve
-bench-serve: $(STAMP) ## The light engine beside transformers' and a bare loop, and what HTTP costs, ten minutes
-	$(BIN)/python benchmarks/serve_engine.py
-	$(BIN)/python benchmarks/serve_adapters.py
-	$(BIN)/python benchmarks/model_load.py
-	$(BIN)/python benchmarks/serve_http.py
+bench-serve: $(STAMP) ## The light engine beside transformers' and a bare loop, and what HTTP costs, half an hour
+	$(call measure,serve_engine.py serve_adapters.py model_load.py serve_http.py serving_table.py)
 
 .PHONY: soak-serve
 soak-serve: $(STAMP) ## Half an hour of mixed load on a served model: memory, slots, files and answers stay as they were

@@ -1,41 +1,15 @@
 """One table of what training reaches: ours, the peer or the bound, their ratio, and what it must be.
 
-Reads the records of the other benchmarks; `make bench-train` measures them and prints it last.
+Reads the records of the other benchmarks; `make bench-train` measures them and prints it last. Exits with 1 where a
+limit is not kept.
 
     python benchmarks/training_table.py [--device cpu]
 """
 
-import argparse
-import json
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
-from record import RESULTS
-
-Figures = Mapping[str, Any]
-Reading = Callable[[Figures], tuple[str, str, Mapping[str, float]]]
-"""From a record's figures: ours and the other one as texts, and their ratio with its spread."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One comparison.
-
-    Attributes:
-        script: Whose record has it.
-        what: Is compared.
-        read: Takes it out of the record's figures.
-        must: The ratio's limit.
-        at_least: Whether the limit is the least ratio that will do, or the greatest.
-    """
-
-    script: str
-    what: str
-    read: Reading
-    must: float
-    at_least: bool = True
+from comparison import Figures, Reading, Row, main
 
 
 def _speed(ours: str, peer: str) -> Reading:
@@ -97,41 +71,5 @@ ROWS = (
     Row("loss_memory", "memory of the loss, 256k tokens: 8k", _loss_memory, 1.05, at_least=False),
 )
 
-
-def line_of(row: Row, record: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """A row's cells; a record that is missing, or lacks the sides, is said to be."""
-    limit = f"{'>=' if row.at_least else '<='} {row.must:g}"
-    try:
-        ours, other, ratio = row.read(record["figures"] if record else {})
-    except KeyError:
-        return row.what, "not measured", "", "", limit, ""
-    median = ratio["median"]
-    inside = f" ({ratio['median_low']:.2f}-{ratio['median_high']:.2f})" if "median_low" in ratio else ""
-    reached = median >= row.must if row.at_least else median <= row.must
-    contended = record is not None and str(record["machine"].get("contended")).startswith("others")
-    note = ("" if reached else "missed") + (" (machine was not quiet)" if contended else "")
-    return row.what, ours, other, f"{median:.2f}{inside}", limit, note.strip()
-
-
-def table(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """All rows, from records by their scripts."""
-    lines: list[tuple[str, ...]] = [("what: peer or bound", "ours", "it", "ratio", "must be", "")]
-    lines += [line_of(row, records.get(row.script)) for row in ROWS]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines
-    )
-
-
-def main() -> int:
-    """Print the table of a device."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", help="the end of the records' names: cpu, nvidia-h100-...")
-    device = parser.parse_args().device
-    paths = {row.script: RESULTS / f"{row.script}-{device}.json" for row in ROWS}
-    sys.stdout.write(table({script: json.loads(path.read_text()) for script, path in paths.items() if path.exists()}))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(__doc__, ROWS))
