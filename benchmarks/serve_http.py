@@ -1,10 +1,11 @@
 """What HTTP costs: 32 clients who stream, through plain ASGI and through Ray Serve, beside the engine by itself.
 
-The light engine answers the same prompts in three ways that take turns: asked in its own process, behind uvicorn in a
-process beside, and as a service of Ray Serve as `plinth serve` starts it. Clients and servers share the machine's
-cores; once more, the engine or a server, whichever is asked, has the first core, with one thread for the model, and the
-clients the second. Time to first token is measured at three quarters of what the service can do, with requests that
-come at random times for 40 seconds, as often as there are rounds.
+The light engine answers in three ways that take turns: asked in its own process, behind uvicorn in a process beside,
+and as a service of Ray Serve with what services have on clusters in their environment. Each client asks three times,
+one after the other. Clients and servers share the machine's cores; once more, the engine or a server, whichever is
+asked, has the first core, with one thread for the model, and the clients the second. Time to first token is measured at
+three quarters of what the service can do, with requests that come at random times for 40 seconds, as often as there are
+rounds.
 
     python benchmarks/serve_http.py [--model small base] [--rounds 3]
 """
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,20 +30,27 @@ import aiohttp
 import torch
 
 from cores import pin
+from plinth_api.engine_rules import SERVE_ENVIRONMENT
 from record import spread, write_record
 from serve_engine import CLIENTS, PROMPT_TOKENS, SUBJECTS, Sides, make_model, make_tokenizer
 from side_processes import side_processes
 from turns import take_turns
 
+_REQUESTS_EACH = 3
 _LOAD = 0.75
 _LOAD_SECONDS = 40.0
 _READY_SECONDS = 60.0
+_END_BYTES = 1024
+"""That hold the event with the count of tokens."""
+_DRAINS_AT_ONCE = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1", "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1"}
+"""Else it is half a minute until a service has ended."""
 _SERVER_CORE, _CLIENT_CORE = {0}, {1}
 
 
 def serve_plain(folder: str, port: int) -> None:
     """The server process of plain ASGI."""
     import uvicorn
+    import uvloop
 
     from plinth_workloads.models.load import load_for_inference
     from plinth_workloads.serving.asgi import build_asgi
@@ -57,13 +65,14 @@ def serve_plain(folder: str, port: int) -> None:
         await served.wait_loaded()
         await uvicorn.Server(uvicorn.Config(build_asgi(served, name="m"), port=port, log_level="warning")).serve()
 
-    asyncio.run(serve())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve())
 
 
 @contextmanager
-def server(command: list[str], cores: set[int]) -> Iterator[None]:
+def server(command: list[str], cores: set[int], **environment: str) -> Iterator[None]:
     """A process that is ended; it and all below it run on some cores, with as many threads."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(len(cores))}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(len(cores)), **environment}
     process = subprocess.Popen(["taskset", "-c", _listed(cores), *command], env=environment, stdout=subprocess.DEVNULL)
     try:
         yield
@@ -79,15 +88,12 @@ class Clients:
         self._url, self._sides = url, sides
         self._loop = asyncio.new_event_loop()
 
-    def all_at_once(self, num_clients: int) -> float:
+    def all_answered(self, num_clients: int) -> float:
         """Seconds until all have their answers."""
 
         async def run() -> float:
             async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-                prompts = self._sides.prompts(num_clients)
-                began = time.perf_counter()
-                await asyncio.gather(*(self._ask(session, prompt) for prompt in prompts))
-                return time.perf_counter() - began
+                return await _seconds_of(num_clients, lambda: self._ask(session, self._sides.prompts(1)[0]))
 
         return self._loop.run_until_complete(run())
 
@@ -108,15 +114,28 @@ class Clients:
     async def _ask(self, session: aiohttp.ClientSession, prompt: list[int]) -> float:
         new_tokens = self._sides.subject.new_tokens
         body = {"model": "m", "prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "stream": True}
-        began, first, events = time.perf_counter(), 0.0, 0
+        body["stream_options"] = {"include_usage": True}
+        began, first, end = time.perf_counter(), 0.0, b""
         async with session.post(f"{self._url}/v1/completions", json=body) as answer:
             answer.raise_for_status()
-            async for line in answer.content:
-                if line.startswith(b"data: {"):
-                    first = first or time.perf_counter() - began
-                    events += 1
-        assert events == new_tokens
+            # Not read line by line: clients share the cores with what is measured.
+            async for piece in answer.content.iter_any():
+                first = first or time.perf_counter() - began
+                end = (end + piece)[-_END_BYTES:]
+        assert f'"completion_tokens":{new_tokens}'.encode() in end, end
         return first
+
+
+async def _seconds_of(num_clients: int, ask: Callable[[], Awaitable[float]]) -> float:
+    """Seconds until so many clients have all their answers."""
+
+    async def client() -> None:
+        for _ in range(_REQUESTS_EACH):
+            await ask()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(client() for _ in range(num_clients)))
+    return time.perf_counter() - began
 
 
 def measure(name: str, *, rounds: int) -> dict[str, Any]:
@@ -124,7 +143,9 @@ def measure(name: str, *, rounds: int) -> dict[str, Any]:
     everywhere = os.sched_getaffinity(0)
     with _asked(name, everywhere, everywhere) as (blocks, plain, serve):
         seconds = take_turns(blocks, rounds, CLIENTS)
-        load = {side: _LOAD * CLIENTS / statistics.median(seconds[side]) for side in ("asgi", "ray_serve")}
+        load = {
+            side: _LOAD * CLIENTS * _REQUESTS_EACH / statistics.median(seconds[side]) for side in ("asgi", "ray_serve")
+        }
         under_load = {
             "asgi": lambda _: _percentiles(plain.first_tokens(load["asgi"])),
             "ray_serve": lambda _: _percentiles(serve.first_tokens(load["ray_serve"])),
@@ -163,11 +184,11 @@ def _asked(
         # As many threads as the other sides have: Ray gives a replica as many as it asks for CPUs.
         document.write_text(json.dumps({**run, "cpus": len(server_cores), "model": model}))
         command = [sys.executable, "-m", "plinth_workloads.serve", str(document), "--port", str(ports[1])]
-        stack.enter_context(server(command, server_cores))
+        stack.enter_context(server(command, server_cores, **SERVE_ENVIRONMENT, **_DRAINS_AT_ONCE))
         engine = stack.enter_context(side_processes(_engine, ["engine"], name, server_cores))
         os.sched_setaffinity(0, client_cores)
         plain, serve = (Clients(_ready(port), sides) for port in ports)
-        yield {**engine, "asgi": plain.all_at_once, "ray_serve": serve.all_at_once}, plain, serve
+        yield {**engine, "asgi": plain.all_answered, "ray_serve": serve.all_answered}, plain, serve
 
 
 def _engine(side: str, name: str, cores: set[int]) -> Callable[[int], float]:
@@ -176,11 +197,11 @@ def _engine(side: str, name: str, cores: set[int]) -> Callable[[int], float]:
     torch.set_num_threads(len(cores))
     sides, loop = Sides(SUBJECTS[name], torch.device("cpu")), asyncio.new_event_loop()
     loop.run_until_complete(sides.engine.start())
-    return lambda clients: loop.run_until_complete(sides.ours(clients))
+    return lambda clients: loop.run_until_complete(_seconds_of(clients, lambda: sides.ours(1)))
 
 
 def _throughput(name: str, seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    num_tokens = CLIENTS * SUBJECTS[name].new_tokens
+    num_tokens = CLIENTS * _REQUESTS_EACH * SUBJECTS[name].new_tokens
     return {
         "tokens_per_second": {side: spread([num_tokens / one for one in took], 1) for side, took in seconds.items()},
         "share_of_engine": {
@@ -242,7 +263,8 @@ def main() -> int:
     figures = {name: measure(name, rounds=arguments.rounds) for name in arguments.model}
     sys.stdout.write(json.dumps(figures, indent=2) + "\n")
     if not arguments.no_record:
-        settings = {"clients": CLIENTS, "prompt_tokens": PROMPT_TOKENS, "rounds": arguments.rounds}
+        settings = {"clients": CLIENTS, "requests_each": _REQUESTS_EACH, "prompt_tokens": PROMPT_TOKENS}
+        settings["rounds"] = arguments.rounds
         packages = ("torch", "transformers", "ray", "uvicorn", "fastapi")
         path = write_record("serve_http", torch.device("cpu"), settings, figures, packages=packages, has_own_load=True)
         sys.stdout.write(f"{path}\n")

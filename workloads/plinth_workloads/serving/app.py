@@ -21,7 +21,6 @@ from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.engine import ModelEngine
 from plinth_workloads.serving.idle_clock import IdleClock
 from plinth_workloads.serving.idle_policy import IDLE_SECONDS
-from plinth_workloads.serving.paced_streams import PacedStreams
 from plinth_workloads.serving.probe_server import ProbeServer
 from plinth_workloads.serving.room import Room, needed_bytes
 from plinth_workloads.serving.served_model import ServedModel
@@ -98,8 +97,7 @@ class Replica:
         )
         keys = ApiKeys(Path(self._run.api_keys_dir)) if self._run.api_keys_dir else None
         app = build_asgi(self._served, name=self._run.name, keys=keys, front_repeats_ids=True)
-        self._clock = IdleClock(app)
-        self.asgi = PacedStreams(self._clock)
+        self.asgi = IdleClock(app)
         self._answering: ModelEngine | None = None
         port = self._run.probe_port
         self._probes = ProbeServer(app, port=port) if port else None
@@ -131,8 +129,8 @@ class Replica:
         is_loaded = served.engine is not None and served.engine is self._answering
         if not is_loaded or served.load_error or served.candidate.state() is not None:
             self._answering = served.engine
-            self._clock.restart()
-        return {IDLE_SECONDS: self._clock.idle_seconds}
+            self.asgi.restart()
+        return {IDLE_SECONDS: self.asgi.idle_seconds}
 
     async def check_health(self) -> None:
         """Raise where a loaded model does not answer, which makes Serve replace the replica."""

@@ -35,6 +35,7 @@ class Row:
         constraint: What its text has to look like, if anything.
         client: Who asks for it.
         num_charged: Tokens of it that were counted for its client.
+        told_at: When its client was told last, on the worker's clock; minus infinity before that.
         cancelled: Whether nobody waits for it any more.
         finished: Whether nothing more is to be made.
         spoiled: Whether its keys and values may hold what is not a number.
@@ -55,6 +56,7 @@ class Row:
         self.deltas: asyncio.Queue[TokenDelta | GenerationFailed] = asyncio.Queue()
         self.client = request.client
         self.num_charged = 0
+        self.told_at = float("-inf")
         self.cancelled = False
         self.finished = False
         self.spoiled = False
@@ -64,6 +66,8 @@ class Row:
         self._random = random.Random(request.sampling.seed)
         self._tokenizer = tokenizer
         self._scores: list[ScoredToken] = []
+        self._undecoded: list[int] = []
+        self._untold = ""
         self._detokenizer = IncrementalDetokenizer(tokenizer, request.prompt_ids)
         self._stop = StopStrings(request.sampling.stop)
 
@@ -76,8 +80,8 @@ class Row:
         """The random number of the next token."""
         return self._random.random()
 
-    def accept(self, token: int, score: TokenScore | None, *, ends: bool) -> TokenDelta | None:
-        """Take a sampled token; what may be sent now, or None where nothing may."""
+    def accept(self, token: int, score: TokenScore | None, *, ends: bool, waits: bool = False) -> TokenDelta | None:
+        """Take a sampled token; what may be sent now, or None where nothing may, or where it `waits` for more."""
         self.token_ids.append(token)
         num_made = len(self.token_ids) - self._num_prompt_tokens
         if self.penalties is not None:
@@ -88,14 +92,19 @@ class Row:
         if score is not None and not ends:
             top = tuple(ScoredText(self._text_of(other), logprob) for other, logprob in score.top)
             self._scores.append(ScoredToken(self._text_of(token), score.logprob, top))
-        text, stopped = self._stop.push("" if ends else self._detokenizer.push(token))
+        if not ends:
+            self._undecoded.append(token)
         full = num_made >= self.sampling.max_tokens
+        if waits and not complete and not full and not self.sampling.stop:
+            return None
+        tokens, self._undecoded = self._undecoded, []
+        text, stopped = self._stop.push(self._detokenizer.push(tokens))
         self.finished = stopped or complete or full
-        if self.finished and not stopped:
-            text += self._stop.flush()
-        if not text and not self.finished:
+        self._untold += text if stopped or not self.finished else text + self._stop.flush()
+        if not self.finished and (waits or not self._untold):
             return None
         reason: FinishReason = "stop" if stopped or complete else "length"
+        text, self._untold = self._untold, ""
         scores, self._scores = tuple(self._scores), []
         return TokenDelta(text, self._num_prompt_tokens, num_made, reason if self.finished else None, scores)
 

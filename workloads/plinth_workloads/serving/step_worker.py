@@ -20,6 +20,7 @@ from plinth_workloads.serving.engine import GenerationFailed, TokenDelta
 from plinth_workloads.serving.fair_queue import FairQueue
 from plinth_workloads.serving.generation_row import Row
 from plinth_workloads.serving.lora_bank import LoraAdapter
+from plinth_workloads.serving.pace import pause_seconds
 from plinth_workloads.serving.penalties import penalties_of
 from plinth_workloads.serving.sampling import TokenScore, sample_tokens, score_tokens
 from plinth_workloads.serving.step_shares import has_room, shares_in_pieces, shares_whole
@@ -243,26 +244,30 @@ class StepWorker:
         if num_top:
             of_rows = score_tokens(told_SV, [tokens[index] for index in num_top], list(num_top.values()))
             scores = dict(zip(num_top, of_rows, strict=True))
+        now, pause = time.monotonic(), pause_seconds(len(rows))
         made = [
-            (row, self._accept_token(row, token, scores.get(index)))
+            (row, self._accept_token(row, token, scores.get(index), now=now, pause=pause))
             for index, (row, token) in enumerate(zip(rows, tokens, strict=True))
         ]
         self._deliver([(row, delta) for row, delta in made if delta is not None])
         self._keep_unfinished()
 
     def _accept_token(
-        self, row: Row, token: int | None, score: TokenScore | None
+        self, row: Row, token: int | None, score: TokenScore | None, *, now: float, pause: float
     ) -> TokenDelta | GenerationFailed | None:
         if token is None:
             row.finished = row.spoiled = True
             return GenerationFailed("the model's output is not a finite number")
-        self.last_token_at = time.monotonic()
+        self.last_token_at = now
         try:
-            return row.accept(token, score, ends=token in self._end_ids)
+            delta = row.accept(token, score, ends=token in self._end_ids, waits=now < row.told_at + pause)
         except Exception as error:
             logger.exception("a token could not be decoded")
             row.finished = True
             return _failure(error)
+        if delta is not None:
+            row.told_at = now
+        return delta
 
     def _keep_unfinished(self) -> None:
         ended = [row for row in self._running if row.finished or row.cancelled]

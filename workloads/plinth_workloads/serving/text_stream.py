@@ -1,4 +1,4 @@
-"""From token ids, one at a time, to text that may be sent: whole characters only, nothing that a stop string may claim.
+"""From token ids, a few at a time, to text that may be sent: whole characters, nothing that a stop string may claim.
 
 Enters: the ids that a model samples. Leaves: pieces of text that, put together, are the decoded completion.
 """
@@ -27,9 +27,9 @@ class IncrementalDetokenizer:
         self._num_sent = 0
         self._shrink(prompt_ids)
 
-    def push(self, token_id: int) -> str:
-        """Text that became certain with this token."""
-        self._window.append(token_id)
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Text that became certain with these tokens."""
+        self._window += token_ids
         new = self._stable_text()[self._num_sent :]
         self._num_sent += len(new)
         if len(self._window) > _WINDOW_TOKENS:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,7 +23,6 @@ from plinth_workloads.serving.body_limit import LimitBody
 from plinth_workloads.serving.engine import GenerationFailed
 from plinth_workloads.serving.inner_requests import Answer, ask, with_body
 from plinth_workloads.serving.limits import timed_out
-from plinth_workloads.serving.paced_streams import begins_event_stream
 from plinth_workloads.serving.probes import HEALTH_PATH, LIVE_PATH, PROBE_PATHS, READY_PATH
 from plinth_workloads.serving.protocol import ErrorBody, ErrorDetail
 from plinth_workloads.serving.request_ids import RequestIds
@@ -197,7 +197,8 @@ class _Started:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._started = True
-            self._is_stream = begins_event_stream(message)
+            kind = Headers(raw=list(message.get("headers", ()))).get("content-type", "")
+            self._is_stream = kind.startswith("text/event-stream")
         elif message["type"] == "http.response.body":
             self._ended = not message.get("more_body", False)
         await self._send(message)

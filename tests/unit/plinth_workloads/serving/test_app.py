@@ -78,7 +78,7 @@ def clocked_replica(monkeypatch):
     monkeypatch.setattr("plinth_workloads.serving.app._room_for", lambda run, load, uri: Room(0, 1))
     replica = Replica(ARGS)
     now = [0.0]
-    replica._clock._clock = lambda: now[0]
+    replica.asgi._clock = lambda: now[0]
 
     async def idle(seconds):
         now[0] += seconds

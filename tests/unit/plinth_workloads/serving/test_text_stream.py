@@ -7,7 +7,7 @@ from unit.plinth_workloads.serving.tiny_model import END_ID, make_tokenizer
 
 
 def push_all(detokenizer: IncrementalDetokenizer, ids: list[int]) -> list[str]:
-    return [detokenizer.push(token) for token in ids]
+    return [detokenizer.push([token]) for token in ids]
 
 
 def test_a_character_is_emitted_once_it_is_whole():

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from plinth_workloads.serving import slotted_batch
+from plinth_workloads.serving import pace, slotted_batch
 from plinth_workloads.serving.engine import (
     ChatMessage,
     ContextLengthExceeded,
@@ -85,6 +85,28 @@ async def test_a_stop_string_over_token_borders_ends_the_text_before_it():
 
     assert text == whole[: whole.index(stop)]
     assert last.finish_reason == "stop"
+
+
+async def test_of_many_each_client_has_its_first_token_at_once_and_later_ones_together(monkeypatch):
+    monkeypatch.setattr(pace, "_LONGEST_PAUSE_SECONDS", 60)
+    monkeypatch.setattr(pace, "_PIECES_PER_SECOND", 0.01)
+    model, prompts = make_model(end_ids=None), "abcdef"
+
+    async def counts(engine, prompt):
+        text, told = "", []
+        async for delta in engine.generate(make_request(prompt, max_tokens=12)):
+            text += delta.text
+            told.append(delta.num_completion_tokens)
+        return text, told
+
+    async with running_engine(model) as engine:
+        of_many = await asyncio.gather(*(counts(engine, prompt) for prompt in prompts))
+        alone = await counts(engine, "a")
+    assert [text for text, _ in of_many] == [greedy_text(model, prompt, 12) for prompt in prompts]
+    # As rows join one after another, the first may be few enough for a while.
+    assert min(len(told) for _, told in of_many) == 2
+    assert all(told[-1] == 12 for _, told in of_many)
+    assert len(alone[1]) > 6
 
 
 async def test_max_tokens_ends_the_text_with_length():
