@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from plinth_api.engine_rules import SERVE_ENVIRONMENT
+
 SOURCES = [str(Path(__file__).parents[1] / folder) for folder in ("operator", "workloads")]
 
 
@@ -19,6 +21,28 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+def behind_haproxy(folder: Path) -> dict[str, str]:
+    """What Ray Serve reads of HAProxy: ports and files of its own, as other services may be on this machine."""
+    first = free_port()
+    return {
+        **SERVE_ENVIRONMENT,
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        # The path of a socket is short.
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"/tmp/haproxy-{first}.sock",
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"/tmp/haproxy-metrics-{first}.sock",
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(first + 20),
+        # Else a replica or a proxy that goes waits half a minute for those who still ask it.
+        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+    }
 
 
 def write_serve_json(folder: Path, model_folder: Path, **changes: Any) -> Path:

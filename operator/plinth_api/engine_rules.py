@@ -12,18 +12,25 @@ from plinth_api.model_service import ModelService, ModelServiceSpec
 
 ServingEngine = Literal["torch", "vllm"]
 
+SERVE_ENVIRONMENT: Mapping[str, str] = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+"""What every process of a service's cluster has in its environment, the head's included.
+
+Replicas answer HTTP themselves, behind HAProxy in place of Ray Serve's Python proxy, which remains for requests that
+come while there is no replica. Read by Ray 2.60.
+"""
+
 VLLM_ENVIRONMENT: Mapping[str, str] = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    **SERVE_ENVIRONMENT,
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1",
     "VLLM_USE_RAY_V2_EXECUTOR_BACKEND": "1",
     "VLLM_NO_USAGE_STATS": "1",
 }
-"""What every process of a vLLM service has in its environment, the head's included.
+"""The same for a service that vLLM serves.
 
-The first four take Ray Serve's Python proxy, its second hop and its extra threads out of a request's way, and exist in
-Ray 2.60; the fifth is vLLM's. https://docs.ray.io/en/latest/serve/llm/index.html. The last one sends nothing home.
+The next three take Serve's second hop and its extra threads out of a request's way, and exist in Ray 2.60; the fifth is
+vLLM's. https://docs.ray.io/en/latest/serve/llm/index.html. The last one sends nothing home.
 """
 
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from integration.test_serving import save_model
-from serving_processes import free_port, ready_service, write_serve_json
+from serving_processes import behind_haproxy, free_port, ready_service, write_serve_json
 
 pytestmark = pytest.mark.integration
 
@@ -33,6 +33,9 @@ def test_an_idle_service_goes_to_zero_and_the_next_request_waits_for_a_replica(
     # How long Serve takes to hear of what replicas tell.
     monkeypatch.setenv("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "1")
     monkeypatch.setenv("RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR", "0.02")
+    # As on a cluster: the replica answers itself, and Serve's proxy those who come while there is none.
+    for name, value in behind_haproxy(tmp_path).items():
+        monkeypatch.setenv(name, value)
     model, port = save_model(tmp_path / "model"), free_port()
     serve_json = write_serve_json(
         tmp_path,
@@ -50,5 +53,8 @@ def test_an_idle_service_goes_to_zero_and_the_next_request_waits_for_a_replica(
         body = {"model": "tiny", "prompt": "abc", "max_tokens": 5}
         held = httpx.post(f"{url}/v1/completions", json=body, timeout=120)
         assert (held.status_code, held.json()["usage"]["completion_tokens"]) == (200, 5)
+        streamed = httpx.post(f"{url}/v1/completions", json={**body, "stream": True}, timeout=120)
+        assert streamed.text.endswith("data: [DONE]\n\n")
+        assert len(streamed.headers.get_list("X-Request-Id", split_commas=True)) == 1
         metrics = httpx.get(f"{probes}/metrics").text
-        assert 'plinth_requests_total{endpoint="/v1/completions",model_name="tiny",status="200"} 1.0' in metrics
+        assert 'plinth_requests_total{endpoint="/v1/completions",model_name="tiny",status="200"} 2.0' in metrics

@@ -20,7 +20,7 @@ import yaml
 from plinth_api.engine_rules import VLLM_ENVIRONMENT
 from plinth_operator.status.words import recorded_failure
 from rendering import SETTINGS, children_of, make
-from serving_processes import SOURCES, free_port
+from serving_processes import SOURCES, behind_haproxy, free_port
 
 pytestmark = pytest.mark.integration
 
@@ -79,15 +79,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     environment = {
         **os.environ,
         **VLLM_ENVIRONMENT,
+        **behind_haproxy(folder),
         "PYTHONPATH": os.pathsep.join([*SOURCES, str(TESTS), str(TESTS / "stand_ins")]),
         "RAYLLM_VLLM_ENGINE_CLS": "vllm_engine.Engine",
         # What each worker process would import before it is asked for anything.
         "RAYLLM_ENABLE_WORKER_PROCESS_SETUP_HOOK": "0",
-        # Else a replica or a proxy that goes waits half a minute for those who still ask it.
-        "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": f"/tmp/haproxy-{port}.sock",
     }
     command = [sys.executable, str(TESTS / "vllm_on_ray.py"), str(port)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)

@@ -5,7 +5,7 @@ Enters: a resource and the operator's settings. Leaves: what differs where vLLM 
 
 from collections.abc import Mapping
 
-from plinth_api.engine_rules import VLLM_ENVIRONMENT, engine_of
+from plinth_api.engine_rules import SERVE_ENVIRONMENT, VLLM_ENVIRONMENT, engine_of
 from plinth_api.model_service import ModelService
 from plinth_api.parse import Resource
 from plinth_operator.constants import ENGINE_LABEL
@@ -24,8 +24,10 @@ def image_of(resource: Resource, settings: Settings) -> str:
 
 
 def engine_environment(resource: Resource, settings: Settings) -> Mapping[str, str]:
-    """The variables that an engine needs in every process of its cluster."""
-    return VLLM_ENVIRONMENT if is_served_by_vllm(resource, settings) else {}
+    """The variables that Ray Serve and an engine need in every process of their cluster; none for jobs."""
+    if not isinstance(resource, ModelService):
+        return {}
+    return VLLM_ENVIRONMENT if is_served_by_vllm(resource, settings) else SERVE_ENVIRONMENT
 
 
 def engine_labels(resource: Resource, settings: Settings) -> dict[str, str]:

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from plinth_api.engine_rules import VLLM_ENVIRONMENT
+from plinth_api.engine_rules import SERVE_ENVIRONMENT, VLLM_ENVIRONMENT
 from plinth_api.run import ServeRun
 from plinth_operator.settings import Settings
 from plinth_workloads.serving.vllm_config import DEPLOYMENT, SERVER_CLASS
@@ -101,7 +101,14 @@ def test_an_image_of_the_users_own_and_a_variable_of_the_users_own_win():
 def test_a_service_of_the_torch_engine_is_as_it_was():
     asked = make("ModelService")
     assert children_of(asked, WITH_VLLM) == children_of(asked, SETTINGS)
-    assert not VLLM_ENVIRONMENT.keys() & variables_of(worker_of(asked, WITH_VLLM)).keys()
+    of_vllm = VLLM_ENVIRONMENT.keys() - SERVE_ENVIRONMENT.keys()
+    assert not of_vllm & variables_of(worker_of(asked, WITH_VLLM)).keys()
+
+
+def test_replicas_of_either_engine_answer_behind_haproxy_and_jobs_know_nothing_of_it():
+    for template in (head_of(make("ModelService"), SETTINGS), worker_of(make("ModelService"), SETTINGS)):
+        assert variables_of(template).items() >= SERVE_ENVIRONMENT.items()
+    assert not SERVE_ENVIRONMENT.keys() & variables_of(worker_of(make("FineTuneJob"), SETTINGS)).keys()
 
 
 def test_a_worker_offers_the_gpus_of_its_replica():
