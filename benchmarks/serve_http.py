@@ -3,9 +3,9 @@
 The light engine answers in three ways that take turns: asked in its own process, behind uvicorn in a process beside,
 and as a service of Ray Serve with what services have on clusters in their environment. Each client asks three times,
 one after the other. Clients and servers share the machine's cores; once more, the engine or a server, whichever is
-asked, has the first core, with one thread for the model, and the clients the second. Time to first token is measured at
-three quarters of what the service can do, with requests that come at random times for 40 seconds, as often as there are
-rounds.
+asked, has the first core, with one thread for the model, and the clients the second. One client alone is measured
+beside a bare loop over the model. Time to first token is measured at three quarters of what the service can do, with
+requests that come at random times for 40 seconds, as often as there are rounds.
 
     python benchmarks/serve_http.py [--model small base] [--rounds 3]
 """
@@ -36,6 +36,7 @@ from serve_engine import CLIENTS, PROMPT_TOKENS, SUBJECTS, Sides, make_model, ma
 from side_processes import side_processes
 from turns import take_turns
 
+_SERVERS = ("asgi", "ray_serve")
 _REQUESTS_EACH = 3
 _LOAD = 0.75
 _LOAD_SECONDS = 40.0
@@ -142,7 +143,8 @@ def measure(name: str, *, rounds: int) -> dict[str, Any]:
     """All figures of one model."""
     everywhere = os.sched_getaffinity(0)
     with _asked(name, everywhere, everywhere) as (blocks, plain, serve):
-        seconds = take_turns(blocks, rounds, CLIENTS)
+        alone = take_turns({side: blocks[side] for side in ("bare", *_SERVERS)}, 3 * rounds, 1)
+        seconds = take_turns({side: blocks[side] for side in ("engine", *_SERVERS)}, rounds, CLIENTS)
         load = {
             side: _LOAD * CLIENTS * _REQUESTS_EACH / statistics.median(seconds[side]) for side in ("asgi", "ray_serve")
         }
@@ -152,9 +154,13 @@ def measure(name: str, *, rounds: int) -> dict[str, Any]:
         }
         first = take_turns(under_load, rounds, 1)
     with _asked(name, _SERVER_CORE, _CLIENT_CORE) as (blocks, _, _):
-        apart = take_turns(blocks, rounds, CLIENTS)
+        apart = take_turns({side: blocks[side] for side in ("engine", *_SERVERS)}, rounds, CLIENTS)
     return {
         **_throughput(name, seconds),
+        "one_client_seconds_per_token_over_bare": {
+            side: spread([one / bare for one, bare in zip(alone[side], alone["bare"], strict=True)], 3)
+            for side in _SERVERS
+        },
         "load_requests_per_second": {side: round(rate, 2) for side, rate in load.items()},
         "seconds_to_first_token": {
             side: {name: spread([one[name] for one in found], 4) for name in found[0]} for side, found in first.items()
@@ -167,7 +173,7 @@ def measure(name: str, *, rounds: int) -> dict[str, Any]:
 def _asked(
     name: str, server_cores: set[int], client_cores: set[int]
 ) -> Iterator[tuple[dict[str, Callable[[int], float]], Clients, Clients]]:
-    """What answers so many clients, in seconds: the engine by itself and both servers; and the servers' clients."""
+    """What answers so many clients, in seconds: a bare loop, the engine, both servers; and the servers' clients."""
     subject, before = SUBJECTS[name], os.sched_getaffinity(0)
     sides = Sides(subject, torch.device("cpu"))
     with ExitStack() as stack:
@@ -185,17 +191,19 @@ def _asked(
         document.write_text(json.dumps({**run, "cpus": len(server_cores), "model": model}))
         command = [sys.executable, "-m", "plinth_workloads.serve", str(document), "--port", str(ports[1])]
         stack.enter_context(server(command, server_cores, **SERVE_ENVIRONMENT, **_DRAINS_AT_ONCE))
-        engine = stack.enter_context(side_processes(_engine, ["engine"], name, server_cores))
+        models = stack.enter_context(side_processes(_model, ["bare", "engine"], name, server_cores))
         os.sched_setaffinity(0, client_cores)
         plain, serve = (Clients(_ready(port), sides) for port in ports)
-        yield {**engine, "asgi": plain.all_answered, "ray_serve": serve.all_answered}, plain, serve
+        yield {**models, "asgi": plain.all_answered, "ray_serve": serve.all_answered}, plain, serve
 
 
-def _engine(side: str, name: str, cores: set[int]) -> Callable[[int], float]:
-    """The engine by itself, asked in its own process."""
+def _model(side: str, name: str, cores: set[int]) -> Callable[[int], float]:
+    """A bare loop over the model, or the engine, each in a process of its own."""
     pin(os.getpid(), cores)
     torch.set_num_threads(len(cores))
     sides, loop = Sides(SUBJECTS[name], torch.device("cpu")), asyncio.new_event_loop()
+    if side == "bare":
+        return lambda clients: sum(sides.bare(clients) for _ in range(_REQUESTS_EACH))
     loop.run_until_complete(sides.engine.start())
     return lambda clients: loop.run_until_complete(_seconds_of(clients, lambda: sides.ours(1)))
 
@@ -206,7 +214,7 @@ def _throughput(name: str, seconds: Mapping[str, Sequence[float]]) -> dict[str, 
         "tokens_per_second": {side: spread([num_tokens / one for one in took], 1) for side, took in seconds.items()},
         "share_of_engine": {
             side: spread([engine / one for engine, one in zip(seconds["engine"], seconds[side], strict=True)], 3)
-            for side in ("asgi", "ray_serve")
+            for side in _SERVERS
         },
     }
 

@@ -28,6 +28,13 @@ def _one_client(model: str) -> Reading:
     return read
 
 
+def _one_client_of(side: str) -> Reading:
+    def read(figures: Figures) -> tuple[str, str, Mapping[str, float]]:
+        return "", "", figures["small"]["one_client_seconds_per_token_over_bare"][side]
+
+    return read
+
+
 def _pause(model: str) -> Reading:
     def read(figures: Figures) -> tuple[str, str, Mapping[str, float]]:
         steps = figures[model]["steps_while_adapters_are_attached"]
@@ -79,6 +86,8 @@ ROWS = (
     *_engine_rows("base", over_peer=3),
     Row("serve_http", "streamed, plain ASGI: the engine by itself", _share("asgi"), 0.9),
     Row("serve_http", "streamed, Ray Serve: the engine by itself", _share("ray_serve"), 0.7),
+    Row("serve_http", "one client's time for a token, plain ASGI: a bare loop", _one_client_of("asgi"), 1.2, False),
+    Row("serve_http", "one client's time for a token, Ray Serve: a bare loop", _one_client_of("ray_serve"), 1.2, False),
     Row("serve_http", "first token at 75% load, plain ASGI, p99: p50", _tail("asgi"), 3.0, False),
     Row("serve_http", "first token at 75% load, Ray Serve, p99: p50", _tail("ray_serve"), 3.0, False),
 )
