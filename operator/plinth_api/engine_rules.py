@@ -12,11 +12,14 @@ from plinth_api.model_service import ModelService, ModelServiceSpec
 
 ServingEngine = Literal["torch", "vllm"]
 
-SERVE_ENVIRONMENT: Mapping[str, str] = {"RAY_SERVE_ENABLE_HA_PROXY": "1"}
+SERVE_ENVIRONMENT: Mapping[str, str] = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+}
 """What every process of a service's cluster has in its environment, the head's included.
 
 Replicas answer HTTP themselves, behind HAProxy in place of Ray Serve's Python proxy, which remains for requests that
-come while there is no replica. Read by Ray 2.60.
+come while there is no replica; and without a second thread that each piece of an answer would pass. Read by Ray 2.60.
 """
 
 VLLM_ENVIRONMENT: Mapping[str, str] = {
@@ -29,8 +32,8 @@ VLLM_ENVIRONMENT: Mapping[str, str] = {
 }
 """The same for a service that vLLM serves.
 
-The next three take Serve's second hop and its extra threads out of a request's way, and exist in Ray 2.60; the fifth is
-vLLM's. https://docs.ray.io/en/latest/serve/llm/index.html. The last one sends nothing home.
+The next three take Serve's second hop and more of its threads out of a request's way, and exist in Ray 2.60; then
+comes vLLM's own. https://docs.ray.io/en/latest/serve/llm/index.html. The last one sends nothing home.
 """
 
 
