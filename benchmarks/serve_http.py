@@ -54,13 +54,17 @@ def serve_plain(folder: str, port: int) -> None:
     import uvloop
 
     from plinth_workloads.models.load import load_for_inference
+    from plinth_workloads.serving.app import MAX_BATCH_SIZE
     from plinth_workloads.serving.asgi import build_asgi
     from plinth_workloads.serving.served_model import ServedModel
     from plinth_workloads.serving.torch_engine import TorchEngine
 
     async def serve() -> None:
         served = ServedModel(
-            lambda uri: TorchEngine(*load_for_inference(uri, tracking_uri="", cache_dir=Path(folder) / "cache"))
+            lambda uri: TorchEngine(
+                *load_for_inference(uri, tracking_uri="", cache_dir=Path(folder) / "cache"),
+                max_batch_size=MAX_BATCH_SIZE["cpu"],
+            )
         )
         served.set_target(f"file://{folder}")
         await served.wait_loaded()
