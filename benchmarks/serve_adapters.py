@@ -25,7 +25,7 @@ import serving_table
 from comparison import tell_measured
 from record import spread, write_record
 from serve_engine import CLIENTS, PROMPT_TOKENS, SUBJECTS, Sides, make_model
-from turns import take_turns
+from turns import ratios, take_turns
 
 _RANK = 8
 
@@ -89,10 +89,7 @@ def measure(name: str, device: torch.device, *, rounds: int) -> dict[str, Any]:
     num_tokens = CLIENTS * SUBJECTS[name].new_tokens
     return {
         "tokens_per_second": {side: spread([num_tokens / one for one in took], 1) for side, took in seconds.items()},
-        "all_over": {
-            side: spread([other / ours for other, ours in zip(seconds[side], seconds["all"], strict=True)], 3)
-            for side in ("one", "none")
-        },
+        "all_over": {side: spread(ratios(seconds[side], seconds["all"]), 3) for side in ("one", "none")},
         "steps_while_adapters_are_attached": steps,
     }
 

@@ -28,7 +28,7 @@ from plinth_workloads.serving.engine import GenerationRequest, SamplingParameter
 from plinth_workloads.serving.torch_engine import TorchEngine
 from record import spread, write_record
 from side_processes import Block, side_processes
-from turns import take_turns
+from turns import ratios, take_turns
 
 _END = "<end>"
 _OURS = ("ours", "compiled")
@@ -189,18 +189,14 @@ def measure(name: str, device: torch.device, *, rounds: int, with_peer: bool) ->
         "tokens_per_second": {
             side: spread([num_tokens / one for one in seconds], 1) for side, seconds in together.items()
         },
-        "one_client_seconds_per_token_over_bare": spread(_ratios(alone["ours"], alone["bare"]), 3),
-        "compiled_one_client_seconds_per_token_over_bare": spread(_ratios(alone["compiled"], alone["bare"]), 3),
+        "one_client_seconds_per_token_over_bare": spread(ratios(alone["ours"], alone["bare"]), 3),
+        "compiled_one_client_seconds_per_token_over_bare": spread(ratios(alone["compiled"], alone["bare"]), 3),
     }
     for own in _OURS:
         figures[f"{own}_over"] = {
-            side: spread(_ratios(seconds, together[own]), 3) for side, seconds in together.items() if side not in _OURS
+            side: spread(ratios(seconds, together[own]), 3) for side, seconds in together.items() if side not in _OURS
         }
     return figures
-
-
-def _ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    return [one / other for one, other in zip(above, below, strict=True)]
 
 
 def main() -> int:

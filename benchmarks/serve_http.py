@@ -34,7 +34,7 @@ from plinth_api.engine_rules import SERVE_ENVIRONMENT
 from record import spread, write_record
 from serve_engine import CLIENTS, PROMPT_TOKENS, SUBJECTS, Sides, make_model, make_tokenizer
 from side_processes import side_processes
-from turns import take_turns
+from turns import ratios, take_turns
 
 _SERVERS = ("asgi", "ray_serve")
 _REQUESTS_EACH = 3
@@ -54,17 +54,13 @@ def serve_plain(folder: str, port: int) -> None:
     import uvloop
 
     from plinth_workloads.models.load import load_for_inference
-    from plinth_workloads.serving.app import MAX_BATCH_SIZE
     from plinth_workloads.serving.asgi import build_asgi
     from plinth_workloads.serving.served_model import ServedModel
     from plinth_workloads.serving.torch_engine import TorchEngine
 
     async def serve() -> None:
         served = ServedModel(
-            lambda uri: TorchEngine(
-                *load_for_inference(uri, tracking_uri="", cache_dir=Path(folder) / "cache"),
-                max_batch_size=MAX_BATCH_SIZE["cpu"],
-            )
+            lambda uri: TorchEngine(*load_for_inference(uri, tracking_uri="", cache_dir=Path(folder) / "cache"))
         )
         served.set_target(f"file://{folder}")
         await served.wait_loaded()
@@ -162,8 +158,7 @@ def measure(name: str, *, rounds: int) -> dict[str, Any]:
     return {
         **_throughput(name, seconds),
         "one_client_seconds_per_token_over_bare": {
-            side: spread([one / bare for one, bare in zip(alone[side], alone["bare"], strict=True)], 3)
-            for side in _SERVERS
+            side: spread(ratios(alone[side], alone["bare"]), 3) for side in _SERVERS
         },
         "load_requests_per_second": {side: round(rate, 2) for side, rate in load.items()},
         "seconds_to_first_token": {
@@ -216,10 +211,7 @@ def _throughput(name: str, seconds: Mapping[str, Sequence[float]]) -> dict[str, 
     num_tokens = CLIENTS * _REQUESTS_EACH * SUBJECTS[name].new_tokens
     return {
         "tokens_per_second": {side: spread([num_tokens / one for one in took], 1) for side, took in seconds.items()},
-        "share_of_engine": {
-            side: spread([engine / one for engine, one in zip(seconds["engine"], seconds[side], strict=True)], 3)
-            for side in _SERVERS
-        },
+        "share_of_engine": {side: spread(ratios(seconds["engine"], seconds[side]), 3) for side in _SERVERS},
     }
 
 

@@ -39,7 +39,7 @@ from plinth_workloads.train.loop import TrainLoop
 from plinth_workloads.train.optim import build_optimizers
 from plinth_workloads.train.parallel import autocast
 from record import spread, write_record
-from turns import take_turns
+from turns import ratios, take_turns
 
 _BEST = {
     "torch_compile": True,
@@ -236,19 +236,19 @@ _SIDES: Mapping[str, Callable[[Path, Subject, Data], Block]] = {
 
 def _figures(seconds: Mapping[str, Sequence[float]], side: str, tokens: int) -> dict[str, Any]:
     """Tokens a second of one side, and by how much ours and ours compiled are faster, round by round."""
-    ratios = {
-        f"{ours}_over_it": spread([theirs / mine for theirs, mine in zip(seconds[side], seconds[ours], strict=True)])
+    over_it = {
+        f"{ours}_over_it": spread(ratios(seconds[side], seconds[ours]))
         for ours in ("ours", "ours_compiled")
         if ours in seconds and ours != side
     }
-    return {"tokens_per_second": round(tokens / statistics.median(seconds[side])), **ratios}
+    return {"tokens_per_second": round(tokens / statistics.median(seconds[side])), **over_it}
 
 
 def _table(figures: Mapping[str, Mapping[str, Any]]) -> str:
     lines = ["side            tokens/s   ours / it   ours compiled / it"]
     for side, measured in figures.items():
-        ratios = [measured.get(f"{ours}_over_it", {}).get("median") for ours in ("ours", "ours_compiled")]
-        told = ["" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+        medians = [measured.get(f"{ours}_over_it", {}).get("median") for ours in ("ours", "ours_compiled")]
+        told = ["" if median is None else f"{median:.2f}" for median in medians]
         lines.append(f"{side:14} {measured['tokens_per_second']:>9} {told[0]:>11} {told[1]:>20}")
     return "\n".join(lines) + "\n"
 

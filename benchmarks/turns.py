@@ -1,6 +1,6 @@
 """Sides of a comparison that take turns, so that what else the machine does meets all of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 _T = TypeVar("_T")
@@ -16,3 +16,8 @@ def take_turns(blocks: Mapping[str, Callable[[int], _T]], rounds: int, steps: in
             if turn >= 0:
                 found[side].append(returned)
     return found
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """One side's figures over another's of the same rounds."""
+    return [one / other for one, other in zip(above, below, strict=True)]

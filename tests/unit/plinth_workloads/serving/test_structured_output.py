@@ -4,6 +4,7 @@ import asyncio
 import json
 import random
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jsonschema
@@ -89,7 +90,8 @@ async def test_a_random_model_says_what_the_schema_says_beside_rows_that_are_as_
         )
 
     assert greedy[0] == greedy_text(model, "abc", 40)
-    assert (together[0], together[1].finish_reason) == (alone[0], alone[1].finish_reason)
+    # Of the last piece the text alone may differ: in company it holds what a few steps have made.
+    assert (together[0], replace(together[1], text="")) == (alone[0], replace(alone[1], text=""))
     assert len({text for text, _ in results}) == 5
     for text, last in results:
         jsonschema.validate(json.loads(text), SCHEMA)
