@@ -4,8 +4,8 @@ The light engine answers in three ways that take turns: asked in its own process
 and as a service of Ray Serve with what services have on clusters in their environment. Each client asks three times,
 one after the other. Clients and servers share the machine's cores; once more, the engine or a server, whichever is
 asked, has the first core, with one thread for the model, and the clients the second. One client alone is measured
-beside a bare loop over the model. Time to first token is measured at three quarters of what the service can do, with
-requests that come at random times for 40 seconds, as often as there are rounds.
+beside a bare loop over the model. Time to first token is measured at three quarters of what the service can do, found
+right before, with requests that come at random times for 40 seconds, as often as there are rounds.
 
     python benchmarks/serve_http.py [--model small base] [--rounds 3]
 """
@@ -98,8 +98,20 @@ class Clients:
 
         return self._loop.run_until_complete(run())
 
-    def first_tokens(self, requests_per_second: float) -> list[float]:
-        """Seconds to the first token of requests that come at random times."""
+    def under_load(self, num_clients: int) -> dict[str, float]:
+        """Seconds to the first token at three quarters of what so many clients get."""
+        requests_per_second = _LOAD * num_clients * _REQUESTS_EACH / self.all_answered(num_clients)
+        hundredths = statistics.quantiles(self._first_tokens(requests_per_second), n=100, method="inclusive")
+        p50, p99 = hundredths[49], hundredths[98]
+        return {
+            "requests_per_second": requests_per_second,
+            "seconds_to_first_token_p50": p50,
+            "seconds_to_first_token_p99": p99,
+            "p99_over_p50": p99 / p50,
+        }
+
+    def _first_tokens(self, requests_per_second: float) -> list[float]:
+        """Of requests that come at random times."""
         random_times = random.Random(0)
 
         async def run() -> list[float]:
@@ -145,14 +157,7 @@ def measure(name: str, *, rounds: int) -> dict[str, Any]:
     with _asked(name, everywhere, everywhere) as (blocks, plain, serve):
         alone = take_turns({side: blocks[side] for side in ("bare", *_SERVERS)}, 3 * rounds, 1)
         seconds = take_turns({side: blocks[side] for side in ("engine", *_SERVERS)}, rounds, CLIENTS)
-        load = {
-            side: _LOAD * CLIENTS * _REQUESTS_EACH / statistics.median(seconds[side]) for side in ("asgi", "ray_serve")
-        }
-        under_load = {
-            "asgi": lambda _: _percentiles(plain.first_tokens(load["asgi"])),
-            "ray_serve": lambda _: _percentiles(serve.first_tokens(load["ray_serve"])),
-        }
-        first = take_turns(under_load, rounds, 1)
+        first = take_turns({"asgi": plain.under_load, "ray_serve": serve.under_load}, rounds, CLIENTS)
     with _asked(name, _SERVER_CORE, _CLIENT_CORE) as (blocks, _, _):
         apart = take_turns({side: blocks[side] for side in ("engine", *_SERVERS)}, rounds, CLIENTS)
     return {
@@ -160,8 +165,7 @@ def measure(name: str, *, rounds: int) -> dict[str, Any]:
         "one_client_seconds_per_token_over_bare": {
             side: spread(ratios(alone[side], alone["bare"]), 3) for side in _SERVERS
         },
-        "load_requests_per_second": {side: round(rate, 2) for side, rate in load.items()},
-        "seconds_to_first_token": {
+        "under_load": {
             side: {name: spread([one[name] for one in found], 4) for name in found[0]} for side, found in first.items()
         },
         "clients_on_a_core_of_their_own": _throughput(name, apart),
@@ -218,12 +222,6 @@ def _throughput(name: str, seconds: Mapping[str, Sequence[float]]) -> dict[str, 
 def _listed(cores: set[int]) -> str:
     """As `taskset` takes them."""
     return ",".join(str(core) for core in sorted(cores))
-
-
-def _percentiles(seconds: list[float]) -> dict[str, float]:
-    hundredths = statistics.quantiles(seconds, n=100, method="inclusive")
-    p50, p99 = hundredths[49], hundredths[98]
-    return {"p50": p50, "p99": p99, "p99_over_p50": p99 / p50, "count": len(seconds)}
 
 
 def _free_port() -> int:
