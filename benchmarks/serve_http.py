@@ -28,6 +28,7 @@ from typing import Any
 
 import aiohttp
 import torch
+import uvloop
 
 from cores import pin
 from plinth_api.engine_rules import SERVE_ENVIRONMENT
@@ -51,16 +52,17 @@ _SERVER_CORE, _CLIENT_CORE = {0}, {1}
 def serve_plain(folder: str, port: int) -> None:
     """The server process of plain ASGI."""
     import uvicorn
-    import uvloop
 
     from plinth_workloads.models.load import load_for_inference
     from plinth_workloads.serving.asgi import build_asgi
+    from plinth_workloads.serving.garbage import collect_and_freeze
     from plinth_workloads.serving.served_model import ServedModel
     from plinth_workloads.serving.torch_engine import TorchEngine
 
     async def serve() -> None:
         served = ServedModel(
-            lambda uri: TorchEngine(*load_for_inference(uri, tracking_uri="", cache_dir=Path(folder) / "cache"))
+            lambda uri: TorchEngine(*load_for_inference(uri, tracking_uri="", cache_dir=Path(folder) / "cache")),
+            tidy=collect_and_freeze,
         )
         served.set_target(f"file://{folder}")
         await served.wait_loaded()
@@ -87,7 +89,7 @@ class Clients:
 
     def __init__(self, url: str, sides: Sides) -> None:
         self._url, self._sides = url, sides
-        self._loop = asyncio.new_event_loop()
+        self._loop = uvloop.new_event_loop()
 
     def all_answered(self, num_clients: int) -> float:
         """Seconds until all have their answers."""

@@ -6,7 +6,6 @@ FOLDER has the models and adapters that `write_models` puts there. The answer to
 """
 
 import asyncio
-import gc
 import json
 import shutil
 import socket
@@ -21,6 +20,7 @@ from peft import LoraConfig, get_peft_model
 from plinth_api.run import ServeLimits
 from plinth_workloads.models.load import load_for_inference
 from plinth_workloads.serving.asgi import build_asgi
+from plinth_workloads.serving.garbage import collect_and_freeze
 from plinth_workloads.serving.served_model import ServedModel
 from plinth_workloads.serving.torch_engine import TorchEngine
 from unit.plinth_workloads.serving.tiny_model import make_model, make_tokenizer, randomize_lora
@@ -58,7 +58,9 @@ async def serve(folder: Path) -> None:
         model, tokenizer = load_for_inference(uri, tracking_uri="", cache_dir=folder / "cache")
         return TorchEngine(model, tokenizer, max_batch_size=MAX_BATCH, max_waiting=MAX_WAITING)
 
-    served = ServedModel(engine, fetch_adapter=lambda uri, _: Path(uri.removeprefix("file://")))
+    served = ServedModel(
+        engine, fetch_adapter=lambda uri, _: Path(uri.removeprefix("file://")), tidy=collect_and_freeze
+    )
     served.limits = LIMITS
     served.set_target(f"file://{folder / MODELS[0]}")
     await served.wait_loaded()
@@ -85,7 +87,7 @@ async def serve(folder: Path) -> None:
 
 
 def _held(served: ServedModel) -> dict[str, Any]:
-    gc.collect()
+    collect_and_freeze()
     engine = cast(TorchEngine, served.engine)
     slots = cast(Any, engine._batch)
     return {

@@ -4,7 +4,6 @@ The model version is the deployment's user_config (a ServeModel), so that Serve 
 """
 
 import asyncio
-import gc
 import logging
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from plinth_workloads.models.model_load import ModelLoad, following
 from plinth_workloads.serving.api_keys import ApiKeys
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.engine import ModelEngine
+from plinth_workloads.serving.garbage import collect_and_freeze
 from plinth_workloads.serving.idle_clock import IdleClock
 from plinth_workloads.serving.idle_policy import IDLE_SECONDS
 from plinth_workloads.serving.probe_server import ProbeServer
@@ -93,6 +93,7 @@ class Replica:
             partial(_make_engine, self._run, load),
             fetch_adapter=partial(_fetch_adapter, self._run),
             room_for=partial(_room_for, self._run, load),
+            tidy=collect_and_freeze,
             load=load,
         )
         keys = ApiKeys(Path(self._run.api_keys_dir)) if self._run.api_keys_dir else None
@@ -164,7 +165,6 @@ def _room_for(run: ServeRun, load: ModelLoad, uri: str) -> Room:
         folder = fetch(uri)
         base_uri = adapter_base_uri(folder)
         folders = (folder, fetch(base_uri)) if base_uri else (folder,)
-    gc.collect()
     # What takes an adapter in is made on the host; everything else goes to a GPU as it is read.
     devices = (("cpu", "cuda") if base_uri else ("cuda",)) if run.gpus else ("cpu",)
     return Room(needed_bytes(*folders), min(free_bytes(torch.device(device)) for device in devices))
@@ -185,8 +185,6 @@ def _loaded_engine(run: ServeRun, uri: str) -> ModelEngine:
     from plinth_workloads.serving.text_models import load_text_model
     from plinth_workloads.serving.torch_engine import TorchEngine
 
-    # Models have cycles: one that is given up takes its memory until they are looked for.
-    gc.collect()
     tracking_uri, cache_dir, device = run.tracking_uri, Path(run.models_dir), "cuda" if run.gpus else "cpu"
     folder = fetch_model(uri, tracking_uri=tracking_uri, cache_dir=cache_dir)
     task = task_of(folder, uri, run.task)

@@ -59,11 +59,19 @@ async def generate_choices(
         if adapter is not None:
             served.check_adapter(version, adapter)
         with engine.place_for(client):
-            requests = await asyncio.to_thread(_requests_of, engine, version.prompt, body, served.limits)
+            needed = (engine, version.prompt, body, served.limits)
+            requests = _requests_of(*needed) if _is_encoded(body) else await asyncio.to_thread(_requests_of, *needed)
             asked = [replace(request, adapter=adapter, client=client) for request in requests]
-            async with aclosing(_merged(engine, asked)) as deltas:
+            async with aclosing(_merged(engine, asked) if len(asked) > 1 else _only(engine, *asked)) as deltas:
                 async for index, delta in deltas:
                     yield index, delta
+
+
+def _is_encoded(body: Body) -> bool:
+    """Whether nothing is left to do that takes a thread: few prompts, all of them token ids."""
+    if isinstance(body, ChatBody) or len(body.prompt) * body.n > _MAX_AT_ONCE:
+        return False
+    return not any(isinstance(prompt, str) for prompt in body.prompt)
 
 
 def _requests_of(
@@ -100,6 +108,12 @@ def _prompts_of(engine: Engine, prompt: PromptTemplate | None, body: Body) -> li
     use = body.tool_use
     tools = use.tools if use is not None else ()
     return [tuple(engine.encode_chat(with_opening(prompt, chat_messages(body.messages)), tools))]
+
+
+async def _only(engine: Engine, request: GenerationRequest) -> Deltas:
+    async with aclosing(engine.generate(request)) as deltas:
+        async for delta in deltas:
+            yield 0, delta
 
 
 async def _merged(engine: Engine, requests: Sequence[GenerationRequest]) -> Deltas:

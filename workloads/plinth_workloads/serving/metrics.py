@@ -84,10 +84,11 @@ StatsSource = Callable[[], EngineStats | None]
 
 @dataclass
 class _Choice:
-    """Where one choice of a request stands."""
+    """Where one choice of a request stands, and where its tokens are counted."""
 
     first_at: float
     num_first: int
+    made: Counter
     num_tokens: int = 0
 
 
@@ -194,13 +195,14 @@ class ServiceMetrics:
         self._first_token.labels(model_name).observe(now - began)
         if reads_prompt:
             self._prompt_tokens.labels(model_name).inc(delta.num_prompt_tokens)
-        return _Choice(first_at=now, num_first=delta.num_completion_tokens)
+        made = self._generation_tokens.labels(model_name)
+        return _Choice(first_at=now, num_first=delta.num_completion_tokens, made=made)
 
     def _add(self, choice: _Choice, delta: TokenDelta, model_name: str, turn: Turn) -> None:
         num_new = delta.num_completion_tokens - choice.num_tokens
         choice.num_tokens = delta.num_completion_tokens
         self.tokens += num_new
-        self._generation_tokens.labels(model_name).inc(num_new)
+        choice.made.inc(num_new)
         if delta.finish_reason is None:
             return
         self._ended.labels(model_name, delta.finish_reason).inc()

@@ -66,6 +66,9 @@ class ServedModel:
         adapters: Those that are wanted beside the model.
         limits: What a request may ask for, whichever version answers; may be set at any time.
         load: How far the loading is.
+
+    Args:
+        tidy: Gives back the memory of what nobody holds; is called where a version comes or has gone.
     """
 
     def __init__(
@@ -74,10 +77,11 @@ class ServedModel:
         *,
         fetch_adapter: FetchAdapter = _no_adapters,
         room_for: RoomFor | None = None,
+        tidy: Callable[[], None] = lambda: None,
         retry_seconds: tuple[float, ...] = _RETRY_SECONDS,
         load: ModelLoad | None = None,
     ) -> None:
-        self._make_engine, self._room_for = make_engine, room_for
+        self._make_engine, self._room_for, self._tidy = make_engine, room_for, tidy
         self.replica_id = uuid.uuid4().hex[:12]
         self.candidate = Candidate(self._tried, self._retire)
         self._gate = Gate()
@@ -279,8 +283,11 @@ class ServedModel:
             try:
                 async with self._one_load:
                     try:
+                        self._tidy()
                         await self._make_room(uri, tried=tried)
-                        return Version(uri, await self._started_engine(uri), self._target_prompt)
+                        version = Version(uri, await self._started_engine(uri), self._target_prompt)
+                        self._tidy()
+                        return version
                     finally:
                         self.load.tell(None)
             except UserError as error:
@@ -302,7 +309,7 @@ class ServedModel:
             return version
         failure.message = f"it is made to {version.engine.task}, and {self.uri} to {self.engine.task}"
         failure.for_good = True
-        await version.engine.stop()
+        self._retire(version.retire())
         return None
 
     async def _make_room(self, uri: str, *, tried: bool) -> None:
@@ -335,6 +342,8 @@ class ServedModel:
             raise
         self._version, self._made_room = None, version.uri
         await version.engine.stop()
+        del version
+        self._tidy()
 
     async def _started_engine(self, uri: str) -> ModelEngine:
         # A thread cannot be cancelled: shielded, so that the next load waits for the memory of this one.
@@ -367,7 +376,11 @@ class ServedModel:
         task.add_done_callback(tasks.discard)
 
     def _retire(self, work: Coroutine[Any, Any, None]) -> None:
-        self._keep(work, self._retiring)
+        async def retire() -> None:
+            await work
+            self._tidy()
+
+        self._keep(retire(), self._retiring)
 
     async def _converge_adapters(self, version: Version) -> None:
         if version.engine.task == "generate":

@@ -16,9 +16,9 @@ CHAT = [{"role": "user", "content": "hi"}]
 
 
 @asynccontextmanager
-async def service(version, *, keys=None, key="none", room_for=None):
+async def service(version, *, keys=None, key="none", **options):
     """A service named m: its state, a plain client and OpenAI's."""
-    served = ServedModel(version if callable(version) else lambda uri: version, room_for=room_for)
+    served = ServedModel(version if callable(version) else lambda uri: version, **options)
     served.set_target("models:/m/1")
     await served.wait_loaded()
     transport = httpx.ASGITransport(app=build_asgi(served, name="m", keys=keys), raise_app_exceptions=False)

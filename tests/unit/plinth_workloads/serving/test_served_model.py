@@ -1,15 +1,18 @@
 import asyncio
+import gc
 import threading
+import weakref
 
 import pytest
 
 from plinth_api.model_service import PromptTemplate
+from plinth_api.run import ServeCandidate
 from plinth_workloads.errors import UserError
 from plinth_workloads.models.model_load import LoadStep, ModelLoad
 from plinth_workloads.serving.engine import GenerationFailed
 from plinth_workloads.serving.served_model import ModelNotReady, ServedModel
 from unit.plinth_workloads.serving.fake_engine import FakeEngine
-from unit.plinth_workloads.serving.tiny_model import collect, make_request
+from unit.plinth_workloads.serving.tiny_model import collect, make_request, until
 
 pytestmark = pytest.mark.anyio
 
@@ -187,3 +190,49 @@ async def test_each_step_of_a_loading_is_told_and_nothing_after_it():
         served.set_target(uri)
         await served.wait_loaded()
     assert told == [LoadStep("warmingUp"), None, None]
+
+
+class Cycle(FakeEngine):
+    """Is not given back before it is looked for, as models are not."""
+
+    def __init__(self):
+        super().__init__()
+        self.self = self
+
+
+async def test_memory_is_looked_for_before_a_version_is_loaded_and_once_it_is_and_after_the_old_one_has_ended():
+    alive: dict[str, weakref.ref] = {}
+    seen = []
+
+    def make_engine(uri):
+        engine = Cycle()
+        alive[uri] = weakref.ref(engine)
+        return engine
+
+    def tidy():
+        gc.collect()
+        seen.append([uri for uri, engine in alive.items() if engine() is not None])
+
+    served = ServedModel(make_engine, tidy=tidy)
+    served.set_target("m/1")
+    await served.wait_loaded()
+    assert seen == [[], ["m/1"]]
+
+    served.set_target("m/2")
+    await served.wait_loaded()
+    await until(lambda: len(seen) == 5)
+    assert seen[2:] == [["m/1"], ["m/1", "m/2"], ["m/2"]]
+
+
+async def test_the_memory_of_a_version_that_is_no_longer_tried_is_given_back():
+    engines = {"m/1": FakeEngine(), "m/2": Cycle()}
+    alive = weakref.ref(engines["m/2"])
+    served = ServedModel(engines.pop, tidy=lambda: gc.collect())
+    served.set_target("m/1")
+    await served.wait_loaded()
+    served.set_candidate(ServeCandidate(uri="m/2", weight=10))
+    await served.candidate.wait_loaded()
+    assert alive() is not None
+
+    served.set_candidate(None)
+    await until(lambda: alive() is None)
