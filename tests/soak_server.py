@@ -6,6 +6,7 @@ FOLDER has the models and adapters that `write_models` puts there. The answer to
 """
 
 import asyncio
+import gc
 import json
 import shutil
 import socket
@@ -87,7 +88,7 @@ async def serve(folder: Path) -> None:
 
 
 def _held(served: ServedModel) -> dict[str, Any]:
-    collect_and_freeze()
+    gc.collect()
     engine = cast(TorchEngine, served.engine)
     slots = cast(Any, engine._batch)
     return {

@@ -55,12 +55,16 @@ class ServedAdapters:
             attached: URIs by name that it has, and has in the end.
         """
         async with self._one_change:
-            for name in [name for name in attached if name not in self._wanted]:
-                del attached[name]
-                await engine.detach_adapter(name)
-            for name, uri in list(self._wanted.items()):
-                if attached.get(name) != uri:
-                    await self._attach(engine, model_uri, name, uri, attached)
+            seen: Mapping[str, str] | None = None
+            # Others may be wanted meanwhile, for an engine that is not in service yet and is not asked again.
+            while seen is not self._wanted:
+                seen = self._wanted
+                for name in [name for name in attached if name not in seen]:
+                    del attached[name]
+                    await engine.detach_adapter(name)
+                for name, uri in seen.items():
+                    if attached.get(name) != uri:
+                        await self._attach(engine, model_uri, name, uri, attached)
 
     def refuse(self, reason: str) -> None:
         """Say of all of them why they are not attached."""

@@ -32,12 +32,13 @@ EngineFactory = Callable[[str], ModelEngine]
 """From a model's URI to an engine that was not started; blocks while it loads, and raises UserError."""
 
 _RETRY_SECONDS = (5.0, 15.0, 60.0)
-
 _WAITING_SHARE = 0.5
 """Of a request's time: for so long it waits while a version makes room, and has the rest to be answered."""
-
 _LAST_SECONDS = 5.0
 """For a request that has timed out to be gone."""
+
+_LAST_HOLDERS_SECONDS = 30.0
+"""For what still holds a version that has ended, a thread that is about to end or an adapter on its way, to let go."""
 
 
 def _no_adapters(uri: str, model_uri: str) -> Path:
@@ -59,6 +60,8 @@ class ModelNotReady(Exception):
 class ServedModel:
     """The version in service and the one that is to follow it. Belongs to one event loop.
 
+    Where a version comes or has gone, `tidy` is called to give back the memory of what nobody holds.
+
     Attributes:
         replica_id: Tells this one from all others.
         target_uri: The version that is wanted.
@@ -66,9 +69,6 @@ class ServedModel:
         adapters: Those that are wanted beside the model.
         limits: What a request may ask for, whichever version answers; may be set at any time.
         load: How far the loading is.
-
-    Args:
-        tidy: Gives back the memory of what nobody holds; is called where a version comes or has gone.
     """
 
     def __init__(
@@ -377,8 +377,11 @@ class ServedModel:
 
     def _retire(self, work: Coroutine[Any, Any, None]) -> None:
         async def retire() -> None:
-            await work
-            self._tidy()
+            try:
+                await work
+            finally:
+                self._tidy()
+                asyncio.get_running_loop().call_later(_LAST_HOLDERS_SECONDS, self._tidy)
 
         self._keep(retire(), self._retiring)
 

@@ -63,7 +63,7 @@ class StepWorker:
         self._work = threading.Condition()
         self._waiting = FairQueue[Row](lambda row: row.client)
         self._running: list[Row] = []
-        self._errands: deque[Callable[[], None]] = deque()
+        self._errands: deque[tuple[Callable[[], None], Future[Any]]] = deque()
         self._detached: list[LoraAdapter] = []
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
@@ -104,18 +104,26 @@ class StepWorker:
             self._work.notify()
 
     def between_steps(self, work: Callable[..., _Result], *arguments: Any) -> Future[_Result]:
-        """What `work` returns, which is done in the thread: what a step uses may change there alone."""
+        """What `work` returns, which is done in the thread: what a step uses may change there alone.
+
+        Raises GenerationFailed, in the future, where the thread is told to stop before.
+        """
         done: Future[_Result] = Future()
 
         def run() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
             try:
                 done.set_result(work(*arguments))
             except Exception as error:
                 done.set_exception(error)
 
         with self._work:
-            self._errands.append(run)
-            self._work.notify()
+            if self._stopping:
+                done.set_exception(_stopped())
+            else:
+                self._errands.append((run, done))
+                self._work.notify()
         return done
 
     def release(self, adapter: LoraAdapter) -> None:
@@ -137,7 +145,10 @@ class StepWorker:
                     self._fail(self._running, error)
                     self._running = []
                     self._batch.clear()
-        self._fail([*self._running, *self._waiting], GenerationFailed("the engine was stopped"))
+        self._fail([*self._running, *self._waiting], _stopped())
+        for _, done in self._errands:
+            if done.set_running_or_notify_cancel():
+                done.set_exception(_stopped())
 
     def _wait_for_work(self) -> bool:
         with self._work:
@@ -155,7 +166,8 @@ class StepWorker:
 
     def _run_errands(self) -> None:
         while self._errands:
-            self._errands.popleft()()
+            run, _ = self._errands.popleft()
+            run()
         with self._work:
             unfinished = [*self._running, *self._waiting]
         for adapter in list(self._detached):
@@ -285,6 +297,10 @@ def _next_piece(row: Row, count: int) -> Piece:
     assert row.cached is not None
     first = row.cached.length
     return Piece(row.cached, row.token_ids[first : first + count])
+
+
+def _stopped() -> GenerationFailed:
+    return GenerationFailed("the engine was stopped")
 
 
 def _failure(error: Exception) -> GenerationFailed:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+import threading
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from plinth_workloads.errors import UserError
 from plinth_workloads.models import packed_linear
 from plinth_workloads.models.packed_linear import PackedLinear
-from plinth_workloads.serving.engine import UnknownAdapter
+from plinth_workloads.serving.engine import GenerationFailed, UnknownAdapter
 from plinth_workloads.serving.lora_bank import load_lora
 from unit.plinth_workloads.serving.tiny_model import (
     CONTEXT_LENGTH,
@@ -25,6 +26,7 @@ from unit.plinth_workloads.serving.tiny_model import (
     make_request,
     randomize_lora,
     running_engine,
+    until,
 )
 
 pytestmark = pytest.mark.anyio
@@ -233,3 +235,38 @@ async def test_a_model_in_padded_rows_takes_no_adapter_and_says_so(adapters, mon
     async with running_engine(model) as engine:
         with pytest.raises(UserError, match="no adapters are served beside a llama; serve it as"):
             await engine.attach_adapter("one", adapters["one"][0])
+
+
+async def test_an_adapter_that_comes_as_the_engine_stops_is_refused_and_nobody_waits_for_it(adapters, monkeypatch):
+    in_a_step, may_end = threading.Event(), threading.Event()
+
+    def linger():
+        in_a_step.set()
+        may_end.wait(10)
+
+    async with running_engine() as engine:
+        monkeypatch.setattr(engine._worker, "_admit", linger)
+        engine._worker.between_steps(lambda: None)
+        await asyncio.to_thread(in_a_step.wait, 10)
+        before = asyncio.create_task(engine.attach_adapter("one", adapters["one"][0]))
+        await until(lambda: engine._worker._errands)
+        stopping = asyncio.create_task(engine.stop())
+        await until(lambda: engine._worker._stopping)
+        with pytest.raises(GenerationFailed, match="the engine was stopped"):
+            await engine.attach_adapter("two", adapters["two"][0])
+        may_end.set()
+        await stopping
+        with pytest.raises(GenerationFailed, match="the engine was stopped"):
+            await asyncio.wait_for(before, 10)
+
+
+async def test_who_no_longer_waits_for_an_adapter_takes_nothing_from_others(adapters):
+    model = make_model(end_ids=None)
+    async with running_engine(model) as engine:
+        text = asyncio.create_task(ask(engine, "abc", None, max_tokens=100))
+        for _ in range(20):
+            attaching = asyncio.create_task(engine.attach_adapter("one", adapters["one"][0]))
+            await asyncio.sleep(0.002)
+            attaching.cancel()
+            await asyncio.wait({attaching})
+        assert await text == greedy_text(model, "abc", 100)

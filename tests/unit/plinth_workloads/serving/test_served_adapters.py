@@ -120,3 +120,26 @@ async def test_a_new_version_has_its_adapters_before_it_answers():
 
     assert engines["models:/m/2"].adapters == {"docs": Path("models:/docs/2")}
     assert engines["models:/m/2"].requests[-1].adapter == "docs"
+
+
+async def test_a_version_that_is_on_its_way_gets_what_is_wanted_in_the_meantime():
+    engines = {"models:/m/1": FakeEngine(), "models:/m/2": FakeEngine()}
+    asked, may_load = threading.Event(), threading.Event()
+
+    def slowly(uri, model_uri):
+        if model_uri == "models:/m/2" and uri == "models:/a/1":
+            asked.set()
+            may_load.wait(10)
+        return Path(uri)
+
+    async with service({"a": "models:/a/1"}, engines.__getitem__, slowly) as (served, _, client):
+        served.set_target("models:/m/2")
+        await asyncio.to_thread(asked.wait, 10)
+        served.set_adapters({"b": "models:/b/1"})
+        may_load.set()
+        await served.wait_loaded()
+        await client.completions.create(model="b", prompt="a")
+        await settled(served)
+
+    assert engines["models:/m/2"].adapters == {"b": Path("models:/b/1")}
+    assert engines["models:/m/2"].requests[-1].adapter == "b"

@@ -9,6 +9,7 @@ from plinth_api.model_service import PromptTemplate
 from plinth_api.run import ServeCandidate
 from plinth_workloads.errors import UserError
 from plinth_workloads.models.model_load import LoadStep, ModelLoad
+from plinth_workloads.serving import served_model
 from plinth_workloads.serving.engine import GenerationFailed
 from plinth_workloads.serving.served_model import ModelNotReady, ServedModel
 from unit.plinth_workloads.serving.fake_engine import FakeEngine
@@ -200,7 +201,14 @@ class Cycle(FakeEngine):
         self.self = self
 
 
-async def test_memory_is_looked_for_before_a_version_is_loaded_and_once_it_is_and_after_the_old_one_has_ended():
+@pytest.fixture
+def soon_let_go(monkeypatch):
+    monkeypatch.setattr(served_model, "_LAST_HOLDERS_SECONDS", 0.5)
+
+
+async def test_memory_is_looked_for_before_a_version_is_loaded_and_once_it_is_and_after_the_old_one_has_ended(
+    soon_let_go,
+):
     alive: dict[str, weakref.ref] = {}
     seen = []
 
@@ -220,11 +228,28 @@ async def test_memory_is_looked_for_before_a_version_is_loaded_and_once_it_is_an
 
     served.set_target("m/2")
     await served.wait_loaded()
-    await until(lambda: len(seen) == 5)
-    assert seen[2:] == [["m/1"], ["m/1", "m/2"], ["m/2"]]
+    await until(lambda: seen[-1] == ["m/2"])
+    assert seen[2:4] == [["m/1"], ["m/1", "m/2"]]
 
 
-async def test_the_memory_of_a_version_that_is_no_longer_tried_is_given_back():
+async def test_what_holds_a_version_for_a_moment_does_not_keep_it(soon_let_go):
+    engines = {"m/1": Cycle(), "m/2": FakeEngine()}
+    holder: list[FakeEngine] = [engines["m/1"]]
+    alive = weakref.ref(holder[0])
+    looked = []
+    served = ServedModel(engines.pop, tidy=lambda: looked.append(gc.collect()))
+    served.set_target("m/1")
+    await served.wait_loaded()
+    served.set_target("m/2")
+    await served.wait_loaded()
+    await until(lambda: len(looked) == 5)
+    assert alive() is not None
+
+    holder.clear()
+    await until(lambda: alive() is None)
+
+
+async def test_the_memory_of_a_version_that_is_no_longer_tried_is_given_back(soon_let_go):
     engines = {"m/1": FakeEngine(), "m/2": Cycle()}
     alive = weakref.ref(engines["m/2"])
     served = ServedModel(engines.pop, tidy=lambda: gc.collect())
