@@ -24,27 +24,27 @@ class Row:
         script: Whose record has it.
         what: Is compared.
         read: Takes it out of the record's figures.
-        must: The ratio's limit.
+        must: The ratio's limit; None where it is told beside another that has one.
         at_least: Whether the limit is the least ratio that will do, or the greatest.
     """
 
     script: str
     what: str
     read: Reading
-    must: float
+    must: float | None
     at_least: bool = True
 
 
 def line_of(row: Row, record: Mapping[str, Any] | None) -> tuple[str, ...]:
     """A row's cells; a record that is missing, or lacks the sides, is said to be."""
-    limit = f"{'>=' if row.at_least else '<='} {row.must:g}"
+    limit = "" if row.must is None else f"{'>=' if row.at_least else '<='} {row.must:g}"
     try:
         ours, other, ratio = row.read(record["figures"] if record else {})
     except KeyError:
         return row.what, _NOT_MEASURED, "", "", limit, ""
     median = ratio["median"]
     inside = f" ({ratio['median_low']:.2f}-{ratio['median_high']:.2f})" if "median_low" in ratio else ""
-    reached = median >= row.must if row.at_least else median <= row.must
+    reached = row.must is None or (median >= row.must if row.at_least else median <= row.must)
     contended = record is not None and str(record["machine"].get("contended")).startswith("others")
     note = ("" if reached else "missed") + (" (machine was not quiet)" if contended else "")
     return row.what, ours, other, f"{median:.2f}{inside}", limit, note.strip()

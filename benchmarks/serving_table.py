@@ -74,6 +74,7 @@ def _engine_rows(model: str, *, over_peer: float) -> tuple[Row, ...]:
     size = _WEIGHTS[model]
     return (
         Row("serve_engine", f"{size}, 32 clients: bound, a bare loop", _speed(model, "ours", "bare"), 0.8),
+        Row("serve_engine", f"{size}, 32 clients, as it is by default: {_PEER}", _speed(model, "ours", "peer"), None),
         Row("serve_engine", f"{size}, 32 clients, compiled: {_PEER}", _speed(model, "compiled", "peer"), over_peer),
         Row("serve_engine", f"{size}, one client's time for a token: a bare loop", _one_client(model), 1.2, False),
         Row("serve_adapters", f"{size}, 32 adapters in a batch: one", _speed(model, "all", "one"), 0.7),

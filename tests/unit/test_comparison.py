@@ -50,6 +50,11 @@ def test_what_misses_its_limit_is_told(share, contended, note):
     assert found[-2:] == ("<= 1", note)
 
 
+def test_what_has_no_limit_is_told_and_kept():
+    row = Row("x", "default: peer", lambda figures: ("1", "2", {"median": 0.5}), None)
+    assert line_of(row, record({})) == ("default: peer", "1", "2", "0.50", "", "")
+
+
 def test_a_row_of_serving_has_the_sides_of_its_model():
     speeds = {"all": {"median": 1152.7}, "one": {"median": 1339.9}}
     found = cells(
