@@ -12,6 +12,7 @@ import pytest
 from listening import listening
 from plinth_api.run import ServeLimits
 from plinth_workloads.serving.asgi import build_asgi
+from plinth_workloads.serving.engine import TokenDelta
 from plinth_workloads.serving.served_model import ServedModel
 from unit.plinth_workloads.serving.asgi_service import CHAT
 from unit.plinth_workloads.serving.fake_engine import FakeEngine
@@ -93,8 +94,29 @@ async def test_a_body_that_never_comes_is_given_up():
         writer.close()
 
 
+class AheadEngine(FakeEngine):
+    """Makes its text whether or not it is read, as engines do."""
+
+    async def generate(self, request):
+        deltas: asyncio.Queue[TokenDelta] = asyncio.Queue()
+
+        async def make():
+            async for delta in super(AheadEngine, self).generate(request):
+                deltas.put_nowait(delta)
+
+        making = asyncio.create_task(make())
+        try:
+            while True:
+                delta = await deltas.get()
+                yield delta
+                if delta.finish_reason is not None:
+                    return
+        finally:
+            making.cancel()
+
+
 async def test_a_client_that_reads_a_byte_at_a_time_holds_up_nobody():
-    slow = FakeEngine(["x" * 1000] * 20_000)
+    slow = AheadEngine(["x" * 1000] * 20_000)
     async with service(slow) as (_, port, http):
         with socket.socket() as narrow:
             narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -291,7 +291,7 @@ class Engine(ModelEngine, Protocol):
         """
 
     def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenDelta, None]:
-        """The completion, piece by piece. Closing the generator cancels the request.
+        """The completion, piece by piece, made whether or not they are read. Closing the generator cancels the request.
 
         Raises:
             InvalidPrompt: The prompt has ids that the model does not know.

@@ -279,6 +279,18 @@ async def test_an_engine_that_hangs_is_not_healthy(monkeypatch):
             await engine.check_health()
 
 
+async def test_a_row_does_not_wait_for_who_reads_it():
+    model = make_model(end_ids=None)
+    async with (
+        running_engine(model) as engine,
+        aclosing(engine.generate(make_request("a", max_tokens=60))) as deltas,
+    ):
+        text = (await anext(deltas)).text
+        await until(lambda: engine.stats().running == 0)
+        text += "".join([delta.text async for delta in deltas])
+    assert text == greedy_text(model, "a", 60)
+
+
 async def test_stopping_fails_what_still_runs():
     async with running_engine(make_model(end_ids=None)) as engine:
         running = asyncio.create_task(collect(engine, make_request("a", max_tokens=120)))
