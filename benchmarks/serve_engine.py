@@ -216,8 +216,7 @@ def main() -> int:
     kept = tell_measured(serving_table.ROWS, "serve_engine", figures)
     if not arguments.no_record:
         settings: dict[str, Any] = {"clients": CLIENTS, "prompt_tokens": PROMPT_TOKENS, "rounds": arguments.rounds}
-        new_tokens = {name: SUBJECTS[name].new_tokens for name in arguments.model}
-        settings |= {"new_tokens": new_tokens}
+        settings["new_tokens"] = {name: SUBJECTS[name].new_tokens for name in arguments.model}
         sys.stdout.write(f"{write_record('serve_engine', device, settings, figures, has_own_load=True)}\n")
     return 0 if kept else 1
 
