@@ -57,6 +57,7 @@ def serve_plain(folder: str, port: int) -> None:
     from plinth_workloads.serving.asgi import build_asgi
     from plinth_workloads.serving.garbage import collect_and_freeze
     from plinth_workloads.serving.served_model import ServedModel
+    from plinth_workloads.serving.served_names import ServedNames
     from plinth_workloads.serving.torch_engine import TorchEngine
 
     async def serve() -> None:
@@ -66,7 +67,9 @@ def serve_plain(folder: str, port: int) -> None:
         )
         served.set_target(f"file://{folder}")
         await served.wait_loaded()
-        await uvicorn.Server(uvicorn.Config(build_asgi(served, name="m"), port=port, log_level="warning")).serve()
+        await uvicorn.Server(
+            uvicorn.Config(build_asgi(served, ServedNames("m")), port=port, log_level="warning")
+        ).serve()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())

@@ -14,6 +14,7 @@ from listening import listening
 from plinth_workloads.serving.api_keys import ApiKeys
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.served_model import ServedModel
+from plinth_workloads.serving.served_names import ServedNames
 
 NARROW = ViewportSize(width=320, height=600)
 
@@ -55,6 +56,7 @@ async def chat_page(
     name: str = "m",
     keys: ApiKeys | None = None,
     adapters: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str] | None = None,
     prefix: str = "",
     violates: str = "",
     **context: Any,
@@ -67,6 +69,7 @@ async def chat_page(
         name: Of the service.
         keys: That open the API.
         adapters: URIs by name.
+        aliases: That are followed, by name.
         prefix: Under which an Ingress shows the service, which sees paths without it.
         violates: What the browser says once of what a test makes the page do wrong.
         context: Of Playwright's new_context.
@@ -77,7 +80,7 @@ async def chat_page(
     served.set_target("models:/m/1")
     async with AsyncExitStack() as opened:
         opened.push_async_callback(served.close)
-        app = build_asgi(served, name=name, keys=keys)
+        app = build_asgi(served, ServedNames(name, aliases), keys=keys)
         origin = f"http://127.0.0.1:{await opened.enter_async_context(listening(behind(prefix, app)))}"
         tab = await browser.new_context(**context)
         opened.push_async_callback(tab.close)

@@ -12,6 +12,7 @@ import uvicorn
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.engine import ModelEngine
 from plinth_workloads.serving.served_model import ServedModel
+from plinth_workloads.serving.served_names import ServedNames
 
 NAME = "here"
 
@@ -28,7 +29,7 @@ def service_here(make_engine: Callable[[], ModelEngine], adapters: Mapping[str, 
         served.set_target("models:/here/1")
         await served.wait_loaded()
         config = uvicorn.Config(
-            build_asgi(served, name=NAME), log_level="critical", lifespan="off", timeout_keep_alive=90
+            build_asgi(served, ServedNames(NAME)), log_level="critical", lifespan="off", timeout_keep_alive=90
         )
         server = uvicorn.Server(config)
         running = asyncio.create_task(server.serve(sockets=[listener]))

@@ -23,6 +23,7 @@ from plinth_workloads.models.load import load_for_inference
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.garbage import collect_and_freeze
 from plinth_workloads.serving.served_model import ServedModel
+from plinth_workloads.serving.served_names import ServedNames
 from plinth_workloads.serving.torch_engine import TorchEngine
 from unit.plinth_workloads.serving.tiny_model import make_model, make_tokenizer, randomize_lora
 from unit.plinth_workloads.serving.tools import TOOL_TEMPLATE
@@ -67,7 +68,10 @@ async def serve(folder: Path) -> None:
     await served.wait_loaded()
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     config = uvicorn.Config(
-        build_asgi(served, name=NAME), log_level="critical", lifespan="off", timeout_keep_alive=KEEP_ALIVE_SECONDS
+        build_asgi(served, ServedNames(NAME)),
+        log_level="critical",
+        lifespan="off",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     server = uvicorn.Server(config)
     running = asyncio.create_task(server.serve(sockets=[listener]))

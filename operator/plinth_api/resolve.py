@@ -41,7 +41,7 @@ from plinth_api.run import (
 from plinth_api.run_tags import KIND, UID
 from plinth_api.support import unsupported_problems
 from plinth_api.task_rules import data_task
-from plinth_api.uris import is_registry_uri, mounted, pinned, registry_uri, scheme_of, unmounted
+from plinth_api.uris import is_registry_uri, mounted, pinned, registry_parts, registry_uri, scheme_of, unmounted
 from plinth_api.validate import job_problems, service_problems
 
 MICRO_BATCH_TOKENS = 16384
@@ -175,6 +175,7 @@ def resolve_serve_run(service: ModelService, settings: ResolveSettings, versions
             ),
             prompt=spec.prompt,
             limits=_resolve_limits(spec.limits),
+            aliases=_followed_aliases(service),
             holds_requests=spec.scaling.min_replicas == 0 or None,
         ),
         tracking_uri=settings.tracking_uri,
@@ -195,6 +196,14 @@ def resolve_serve_run(service: ModelService, settings: ResolveSettings, versions
         model_cache_bytes=settings.model_cache_bytes,
         work_dir=settings.work_dir,
     )
+
+
+def _followed_aliases(service: ModelService) -> dict[str, str]:
+    """By name of the service and its adapters."""
+    uris = {service.metadata.name: service.spec.model.uri}
+    uris |= {adapter.name: adapter.uri for adapter in service.spec.adapters or ()}
+    found = {name: registry_parts(uri)[2] for name, uri in uris.items() if is_registry_uri(uri)}
+    return {name: alias for name, alias in found.items() if alias is not None}
 
 
 def _resolve_limits(limits: Limits) -> ServeLimits:

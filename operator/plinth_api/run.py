@@ -4,6 +4,7 @@ One JSON document says everything a workload needs, with every default made expl
 so that the same document gives the same run on a laptop and on a cluster.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_serializer
@@ -220,6 +221,10 @@ class ServeModel(ApiModel):
     adapters: tuple[ServeAdapter, ...] = ()
     prompt: PromptTemplate | None = None
     limits: ServeLimits = ServeLimits()
+    aliases: Mapping[str, str] = Field(
+        default_factory=dict,
+        description="aliases that are followed, by name of the service or adapter: requests may ask for name@alias.",
+    )
     candidate: ServeCandidate | None = None
     holds_requests: bool | None = Field(
         default=None,

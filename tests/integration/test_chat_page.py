@@ -149,7 +149,9 @@ async def test_a_key_that_is_withdrawn_is_asked_for_again(browser, tmp_path):
 
 async def test_adapters_are_chosen_by_name(browser):
     engine = FakeEngine()
-    async with chat_page(browser, engine, adapters={"docs": "models:/docs/3"}) as page:
+    # Each is offered once, whatever alias it follows.
+    aliases = {"m": "champion", "docs": "champion"}
+    async with chat_page(browser, engine, adapters={"docs": "models:/docs/3"}, aliases=aliases) as page:
         choice = page.get_by_label("Model")
         assert await choice.locator("option").all_text_contents() == ["m", "docs (adapter)"]
         await choice.select_option("docs")

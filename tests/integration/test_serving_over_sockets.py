@@ -14,6 +14,7 @@ from plinth_api.run import ServeLimits
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.engine import TokenDelta
 from plinth_workloads.serving.served_model import ServedModel
+from plinth_workloads.serving.served_names import ServedNames
 from unit.plinth_workloads.serving.asgi_service import CHAT
 from unit.plinth_workloads.serving.fake_engine import FakeEngine
 from unit.plinth_workloads.serving.tiny_model import make_engine, make_tokenizer
@@ -36,7 +37,7 @@ async def service(engine):
     served.set_target("models:/m/1")
     await served.wait_loaded()
     async with (
-        listening(build_asgi(served, name="m")) as port,
+        listening(build_asgi(served, ServedNames("m"))) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as http,
     ):
         yield served, port, http

@@ -99,7 +99,10 @@ def build_serve_config(service: ModelService, run: ServeRun) -> str:
 def _application_of(run: ServeRun) -> dict[str, Any]:
     """What replicas are made by, and from which arguments: a change of those starts new replicas."""
     # vLLM has one model for as long as it lives, and loads adapters when it starts.
-    left_out: dict[str, Any] = {"model": {"prompt", "limits"} if run.engine == "vllm" else True, "scaling": True}
+    left_out: dict[str, Any] = {
+        "model": {"prompt", "limits", "aliases"} if run.engine == "vllm" else True,
+        "scaling": True,
+    }
     return {
         "import_path": _BUILDERS[run.engine],
         "args": run.model_dump(mode="json", by_alias=True, exclude=left_out, exclude_none=True),

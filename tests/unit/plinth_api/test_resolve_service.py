@@ -25,6 +25,7 @@ def test_service():
             "uri": "models:/a.tiny-chat/2",
             "adapters": [],
             "limits": {"maxBodyBytes": 4 * 2**20, "requestTimeoutSeconds": 600},
+            "aliases": {"tiny": "champion"},
         },
         "trackingUri": "http://mlflow",
         "gpus": 1,
@@ -44,6 +45,8 @@ def test_adapters_of_a_service_are_pinned_to_their_versions():
         ("docs", "models:/a.docs/4"),
         ("tests", "pvc://adapters/tests"),
     ]
+    # The model is pinned by its user, and says nothing of an alias.
+    assert run.model.aliases == {"docs": "champion"}
 
 
 def test_claims_stay_as_users_write_them_until_the_document_is_mounted_for_replicas():

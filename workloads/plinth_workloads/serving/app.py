@@ -24,6 +24,7 @@ from plinth_workloads.serving.idle_policy import IDLE_SECONDS
 from plinth_workloads.serving.probe_server import ProbeServer
 from plinth_workloads.serving.room import Room, needed_bytes
 from plinth_workloads.serving.served_model import ServedModel
+from plinth_workloads.serving.served_names import ServedNames
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +98,8 @@ class Replica:
             load=load,
         )
         keys = ApiKeys(Path(self._run.api_keys_dir)) if self._run.api_keys_dir else None
-        app = build_asgi(self._served, name=self._run.name, keys=keys, front_repeats_ids=True)
+        self._names = ServedNames(self._run.name)
+        app = build_asgi(self._served, self._names, keys=keys, front_repeats_ids=True)
         self.asgi = IdleClock(app)
         self._answering: ModelEngine | None = None
         port = self._run.probe_port
@@ -113,7 +115,7 @@ class Replica:
         if self._probes is not None:
             self._probes.start()
         is_first_load, wanted = self._served.target_uri == "", ServeModel.from_wire(user_config)
-        self._served.limits = wanted.limits
+        self._served.limits, self._names.aliases = wanted.limits, wanted.aliases
         self._served.set_adapters({adapter.name: adapter.uri for adapter in wanted.adapters})
         self._served.set_target(wanted.uri, wanted.prompt)
         self._served.set_candidate(wanted.candidate)

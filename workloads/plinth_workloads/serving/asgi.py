@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from plinth_workloads.serving.answers import Answer, ChatAnswer, CompletionAnswer, WholeChoice
-from plinth_workloads.serving.api_errors import ApiError, logged_api_error_from, unknown_model
+from plinth_workloads.serving.api_errors import ApiError, logged_api_error_from
 from plinth_workloads.serving.api_keys import ApiKeys, RequireKey
 from plinth_workloads.serving.body_limit import LimitBody
 from plinth_workloads.serving.chat_page import PAGE_PATHS, add_chat_page
@@ -44,6 +44,7 @@ from plinth_workloads.serving.protocol import (
 )
 from plinth_workloads.serving.request_ids import RequestIds, request_id
 from plinth_workloads.serving.served_model import ModelNotReady, ServedModel
+from plinth_workloads.serving.served_names import ServedNames
 from plinth_workloads.serving.tasks import label_names
 from plinth_workloads.serving.version_counts import Turn
 
@@ -90,48 +91,53 @@ class _EventStream(StreamingResponse):
 
 
 def build_asgi(
-    served: ServedModel, *, name: str, keys: ApiKeys | None = None, front_repeats_ids: bool = False
+    served: ServedModel, names: ServedNames, *, keys: ApiKeys | None = None, front_repeats_ids: bool = False
 ) -> ASGIApp:
-    """The application that answers for `served` under the model name `name`.
+    """The application that answers for `served`.
 
     Args:
         served: The version in use.
-        name: By which clients ask for it.
+        names: By which clients ask for it.
         keys: What opens everything but health, metrics, state and the chat page; None for everybody.
         front_repeats_ids: As for RequestIds.
     """
-    app = FastAPI(title=name, openapi_url=None)
+    app = FastAPI(title=names.base, openapi_url=None)
     app.add_middleware(LimitBody, limits=lambda: served.limits)
     if keys is not None:
         app.add_middleware(RequireKey, keys=keys, open_paths=PROBE_PATHS | PAGE_PATHS)
-    metrics = ServiceMetrics(name, stats=served.stats)
-    _add_models(app, served, name)
-    _add_generation(app, served, name, metrics)
-    add_encoder_routes(app, served, name=name, metrics=metrics)
+    metrics = ServiceMetrics(names.base, stats=served.stats)
+    _add_models(app, served, names)
+    _add_generation(app, served, names, metrics)
+    add_encoder_routes(app, served, names=names, metrics=metrics)
     add_chat_page(app)
-    add_probes(app, served, name=name, metrics=metrics, keys=keys)
+    add_probes(app, served, name=names.base, metrics=metrics, keys=keys)
     _add_error_handlers(app)
     endpoints = {path for route in app.routes if (path := getattr(route, "path", "")).startswith("/v1/")}
     counted = CountAnswers(app, metrics=metrics, endpoints=endpoints, unseen=PROBE_PATHS)
     return RequestIds(counted, front_repeats_ids=front_repeats_ids)
 
 
-def _add_models(app: FastAPI, served: ServedModel, name: str) -> None:
+def _add_models(app: FastAPI, served: ServedModel, names: ServedNames) -> None:
     created = now_seconds()
 
     def model_cards() -> list[ModelCard]:
         base = base_card()
         adapters = served.adapters
         of_adapters = [
-            base.model_copy(update={"id": adapter, "root": adapters.uri_of(adapter), "parent": name})
+            base.model_copy(update={"id": adapter, "root": adapters.uri_of(adapter), "parent": names.base})
             for adapter in adapters.names
         ]
-        return [base, *of_adapters]
+        own = [base, *of_adapters]
+        return own + [
+            card.model_copy(update={"id": other, "alias": names.aliases[card.id]})
+            for card in own
+            if (other := names.with_alias(card.id)) is not None
+        ]
 
     def base_card() -> ModelCard:
         context_length = served.engine.context_length if served.engine else None
         return ModelCard(
-            id=name,
+            id=names.base,
             created=created,
             root=served.uri or served.target_uri,
             max_model_len=context_length,
@@ -145,22 +151,20 @@ def _add_models(app: FastAPI, served: ServedModel, name: str) -> None:
 
     @app.get("/v1/models/{model}")
     async def get_model(model: str) -> ModelCard:
-        found = next((card for card in model_cards() if card.id == model), None)
-        if found is None:
-            raise unknown_model(model, name, *served.adapters.names)
-        return found
+        names.own_name(model, served.adapters.names)
+        return next(card for card in model_cards() if card.id == model)
 
 
-def _add_generation(app: FastAPI, served: ServedModel, name: str, metrics: ServiceMetrics) -> None:
+def _add_generation(app: FastAPI, served: ServedModel, names: ServedNames, metrics: ServiceMetrics) -> None:
     @app.post("/v1/completions")
     async def complete(body: CompletionBody, request: Request) -> Response:
         answer = CompletionAnswer(body.model, with_logprobs=body.num_logprobs is not None)
-        return await _answer(served, name, metrics, body, answer, request)
+        return await _answer(served, names, metrics, body, answer, request)
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:
         answer = ChatAnswer(body.model, with_logprobs=body.num_logprobs is not None, tools=body.tool_use)
-        return await _answer(served, name, metrics, body, answer, request)
+        return await _answer(served, names, metrics, body, answer, request)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -178,17 +182,16 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 
 
 async def _answer(
-    served: ServedModel, name: str, metrics: ServiceMetrics, body: Body, answer: Answer, request: Request
+    served: ServedModel, names: ServedNames, metrics: ServiceMetrics, body: Body, answer: Answer, request: Request
 ) -> Response:
-    adapter = None if body.model == name else body.model
-    if adapter is not None and adapter not in served.adapters.names:
-        raise unknown_model(body.model, name, *served.adapters.names)
-    setattr(request.state, MODEL_NAME, body.model)
+    name = names.own_name(body.model, served.adapters.names)
+    adapter = None if name == names.base else name
+    setattr(request.state, MODEL_NAME, name)
     seconds = served.limits.request_timeout_seconds
     deadline = asyncio.get_running_loop().time() + seconds + _LAST_EVENT_SECONDS
     turn = Turn()
     in_time = within(generate_choices(served, body, adapter, turn, client_of(request, body)), seconds=seconds)
-    deltas = metrics.measured(in_time, model_name=body.model, num_choices=body.n, turn=turn)
+    deltas = metrics.measured(in_time, model_name=name, num_choices=body.n, turn=turn)
     if not body.stream:
         return await unless_gone(request, _whole_answer(deltas, body, answer))
     # The first piece is awaited before the status is sent, so that a refusal is a status and not an event.

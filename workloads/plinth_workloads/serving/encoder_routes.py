@@ -14,7 +14,6 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from plinth_api.run import ServingTask
-from plinth_workloads.serving.api_errors import unknown_model
 from plinth_workloads.serving.clients import client_of
 from plinth_workloads.serving.disconnect import unless_gone
 from plinth_workloads.serving.encoder import Encoder, FloatArray, Labels
@@ -33,6 +32,7 @@ from plinth_workloads.serving.limits import check_prompt, in_time
 from plinth_workloads.serving.metrics import MODEL_NAME, ServiceMetrics
 from plinth_workloads.serving.protocol import new_id, now_seconds
 from plinth_workloads.serving.served_model import ServedModel
+from plinth_workloads.serving.served_names import ServedNames
 from plinth_workloads.serving.tasks import encoder_of
 from plinth_workloads.serving.version_counts import Turn
 
@@ -49,46 +49,44 @@ class _Computed:
         return EncoderUsage(prompt_tokens=self.num_tokens, total_tokens=self.num_tokens)
 
 
-def add_encoder_routes(app: FastAPI, served: ServedModel, *, name: str, metrics: ServiceMetrics) -> None:
+def add_encoder_routes(app: FastAPI, served: ServedModel, *, names: ServedNames, metrics: ServiceMetrics) -> None:
     """Let `app` embed and classify by the version in service.
 
     Args:
         app: Which answers exceptions as `api_error_from` has it.
         served: The version in service.
-        name: By which clients ask for it.
+        names: By which clients ask for it.
         metrics: What is counted.
     """
 
     async def answer(
         body: EncoderBody, task: ServingTask, request: Request, write: Callable[[_Computed], BaseModel]
     ) -> Response:
-        if body.model != name:
-            raise unknown_model(body.model, name)
-        setattr(request.state, MODEL_NAME, name)
+        setattr(request.state, MODEL_NAME, names.own_name(body.model))
         turn = Turn()
         computed = in_time(
             _computed(served, body, task, turn, client_of(request, body)), seconds=served.limits.request_timeout_seconds
         )
         return await unless_gone(
-            request, written(metrics.measured_reading(computed, model_name=name, turn=turn), write)
+            request, written(metrics.measured_reading(computed, model_name=names.base, turn=turn), write)
         )
 
     async def written(work: Awaitable[_Computed], write: Callable[[_Computed], BaseModel]) -> Response:
         computed = await work
-        metrics.count_prompt_tokens(computed.num_tokens, model_name=name)
+        metrics.count_prompt_tokens(computed.num_tokens, model_name=names.base)
         # The numbers of thousands of texts take their time as JSON, in which others are answered.
         content = await asyncio.to_thread(lambda: write(computed).model_dump_json())
         return Response(content, media_type="application/json")
 
     @app.post("/v1/embeddings")
     async def embed(body: EmbeddingBody, request: Request) -> Response:
-        return await answer(body, "embed", request, lambda computed: _embeddings(name, body, computed))
+        return await answer(body, "embed", request, lambda computed: _embeddings(body, computed))
 
     # Where vLLM has it, beside where clients with OpenAI's base_url look for it.
     @app.post("/classify")
     @app.post("/v1/classify")
     async def classify(body: ClassifyBody, request: Request) -> Response:
-        return await answer(body, "classify", request, lambda computed: _classifications(name, computed))
+        return await answer(body, "classify", request, lambda computed: _classifications(body, computed))
 
 
 async def _computed(served: ServedModel, body: EncoderBody, task: ServingTask, turn: Turn, client: str) -> _Computed:
@@ -109,7 +107,7 @@ def _rows_of(encoder: Encoder, inputs: Sequence[str | tuple[int, ...]]) -> list[
     return [next(encoded) if isinstance(item, str) else item for item in inputs]
 
 
-def _embeddings(name: str, body: EmbeddingBody, computed: _Computed) -> EmbeddingResponse:
+def _embeddings(body: EmbeddingBody, computed: _Computed) -> EmbeddingResponse:
     vectors_ND = computed.values_NW
     if body.dimensions is not None:
         cut_ND = vectors_ND[:, : body.dimensions]
@@ -121,7 +119,7 @@ def _embeddings(name: str, body: EmbeddingBody, computed: _Computed) -> Embeddin
             )
             for index, vector in enumerate(vectors_ND)
         ],
-        model=name,
+        model=body.model,
         usage=computed.usage(),
     )
 
@@ -130,12 +128,12 @@ def _in_base64(vector_D: FloatArray) -> str:
     return base64.b64encode(vector_D.astype("<f4").tobytes()).decode()
 
 
-def _classifications(name: str, computed: _Computed) -> ClassifyResponse:
+def _classifications(body: ClassifyBody, computed: _Computed) -> ClassifyResponse:
     assert computed.labels is not None
     return ClassifyResponse(
         id=new_id("classify"),
         created=now_seconds(),
-        model=name,
+        model=body.model,
         data=[_classification(index, row.tolist(), computed.labels) for index, row in enumerate(computed.values_NW)],
         usage=computed.usage(),
     )

@@ -15,6 +15,7 @@ class ModelCard(BaseModel):
 
     Attributes:
         root: Its version.
+        alias: That is followed, in the card of the name that ends with it.
         parent: The model that an adapter is for.
         task: What it does.
         labels: Of a model that classifies, in the order of its probabilities.
@@ -25,6 +26,7 @@ class ModelCard(BaseModel):
     created: int
     owned_by: str = "plinth"
     root: str
+    alias: str | None = None
     parent: str | None = None
     max_model_len: int | None
     task: ServingTask | None

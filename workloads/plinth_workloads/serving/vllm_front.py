@@ -9,6 +9,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from plinth_api.model_service import PromptTemplate
 from plinth_api.run import ServeLimits, ServingTask
 from plinth_api.service_state import STATE_PATH, AdapterState, ServiceState
-from plinth_workloads.serving.api_errors import ApiError, logged_api_error_from, unknown_model
+from plinth_workloads.serving.api_errors import ApiError, logged_api_error_from
 from plinth_workloads.serving.api_keys import ApiKeys, RequireKey
 from plinth_workloads.serving.body_limit import LimitBody
 from plinth_workloads.serving.engine import GenerationFailed
@@ -26,11 +27,11 @@ from plinth_workloads.serving.limits import timed_out
 from plinth_workloads.serving.probes import HEALTH_PATH, LIVE_PATH, PROBE_PATHS, READY_PATH
 from plinth_workloads.serving.protocol import ErrorBody, ErrorDetail
 from plinth_workloads.serving.request_ids import RequestIds
+from plinth_workloads.serving.served_names import ServedNames
 from plinth_workloads.serving.vllm_requests import (
     ENDPOINTS,
     Body,
     Counted,
-    is_served,
     needs_count,
     parsed,
     token_requests,
@@ -44,10 +45,10 @@ _TOKENIZE_PATH = "/tokenize"
 
 @dataclass
 class VllmService:
-    """One service as its replica knows it; `limits` and `prompt` may be set at any time.
+    """One service as its replica knows it; `limits`, `prompt` and the aliases of `names` may be set at any time.
 
     Attributes:
-        name: By which clients ask for the model.
+        names: By which clients ask for the model and its adapters.
         uri: The version in service.
         task: What it does.
         check_health: Returns once vLLM says that it is well, and raises where it is not.
@@ -56,7 +57,7 @@ class VllmService:
         prompt: What chats start with.
     """
 
-    name: str
+    names: ServedNames
     uri: str
     task: ServingTask
     check_health: Callable[[], Awaitable[None]]
@@ -64,10 +65,9 @@ class VllmService:
     limits: ServeLimits = field(default_factory=ServeLimits)
     prompt: PromptTemplate | None = None
 
-    @property
-    def model_names(self) -> list[str]:
-        """What a request may name as its model."""
-        return [self.name, *(adapter.name for adapter in self.adapters)]
+    def own_name(self, asked: object) -> str:
+        """As vLLM knows the model or the adapter that a request names; raises as ServedNames do."""
+        return self.names.own_name(asked, [adapter.name for adapter in self.adapters])
 
     def why_not(self, model: str) -> str | None:
         """Why an adapter is not in service; None for what is."""
@@ -112,9 +112,11 @@ class _Front:
         if method == "GET" and path in PROBE_PATHS:
             await (await self._probe(path))(scope, receive, send)
         elif method == "GET" and path == _MODELS_PATH:
-            await self._inner(scope, receive, send)
+            listed = JSONResponse({"object": "list", "data": await self._cards()})
+            await listed(scope, receive, send)
         elif method == "GET" and path.startswith(f"{_MODELS_PATH}/"):
-            await (await self._model_card(path.removeprefix(f"{_MODELS_PATH}/")))(scope, receive, send)
+            card = JSONResponse(await self._card(path.removeprefix(f"{_MODELS_PATH}/")))
+            await card(scope, receive, send)
         elif method == "POST" and path in ENDPOINTS[self._service.task]:
             await self._pass_on(scope, receive, send)
         else:
@@ -133,10 +135,11 @@ class _Front:
 
     async def _as_the_service_lets(self, path: str, body: Body) -> Body:
         service = self._service
-        if not is_served(body, service.model_names):
-            raise unknown_model(str(body["model"]), *service.model_names)
-        if why := service.why_not(body.get("model", "")):
-            raise _adapter_not_ready(str(body["model"]), why)
+        # vLLM takes a request that names none for the base model.
+        if body.get("model") is not None:
+            body = {**body, "model": service.own_name(body["model"])}
+            if why := service.why_not(body["model"]):
+                raise _adapter_not_ready(body["model"], why)
         body = with_service_opening(path, body, service.prompt)
         counted = await self._count(path, body) if needs_count(path, body, service.limits) else Counted(())
         return within_limits(path, body, service.limits, counted)
@@ -155,12 +158,23 @@ class _Front:
             context_length = int(answer.content["max_model_len"])
         return Counted(tuple(counts), context_length)
 
-    async def _model_card(self, name: str) -> JSONResponse:
-        listed = await ask(self._inner, "GET", _MODELS_PATH)
-        found = next((card for card in listed.content.get("data", ()) if card.get("id") == name), None)
+    async def _cards(self) -> list[dict[str, Any]]:
+        """What vLLM has, and each once more by the alias that it follows."""
+        names, listed = self._service.names, await ask(self._inner, "GET", _MODELS_PATH)
+        if listed.status != 200:
+            raise GenerationFailed(f"vLLM could not list its models: {listed.status}")
+        cards = list(listed.content["data"])
+        followed = [card for card in cards if card["id"] in names.aliases]
+        return cards + [
+            {**card, "id": names.with_alias(card["id"]), "alias": names.aliases[card["id"]]} for card in followed
+        ]
+
+    async def _card(self, name: str) -> dict[str, Any]:
+        own = self._service.own_name(name)
+        found = next((card for card in await self._cards() if card["id"] == name), None)
         if found is None:
-            raise unknown_model(name, *self._service.model_names)
-        return JSONResponse(found)
+            raise _adapter_not_ready(own, self._service.why_not(own) or "vLLM does not list it")
+        return found
 
     async def _probe(self, path: str) -> JSONResponse:
         if path == STATE_PATH:
@@ -178,7 +192,7 @@ class _Front:
     def _state(self) -> ServiceState:
         service = self._service
         return ServiceState(
-            name=service.name,
+            name=service.names.base,
             model_uri=service.uri,
             target_uri=service.uri,
             loaded=True,

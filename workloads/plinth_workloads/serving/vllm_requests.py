@@ -104,11 +104,6 @@ def within_limits(path: str, body: Body, limits: ServeLimits, counted: Counted) 
     return {**body, "max_completion_tokens": min(most, room)} if room > 0 else body
 
 
-def is_served(body: Body, names: Sequence[str]) -> bool:
-    """Whether the body names no model or one of these; vLLM takes a request without one for the base model."""
-    return body.get("model") in (None, *names)
-
-
 def parsed(body: Any) -> Body:
     """The body as an object.
 

@@ -19,6 +19,7 @@ from plinth_api.service_state import AdapterState
 from plinth_workloads.errors import UserError, failure_record
 from plinth_workloads.serving import vllm_config
 from plinth_workloads.serving.api_keys import ApiKeys
+from plinth_workloads.serving.served_names import ServedNames
 from plinth_workloads.serving.vllm_front import VllmService, build_front
 from plinth_workloads.serving.vllm_model import FetchedAdapter, fetch
 
@@ -53,7 +54,7 @@ class VllmServer(LLMServer):
         states = [await self._load(adapter) for adapter in adapters]
         self._keys = ApiKeys(Path(run.api_keys_dir)) if run.api_keys_dir else None
         self._service = VllmService(
-            name=run.name,
+            names=ServedNames(run.name, run.model.aliases),
             uri=run.model.uri,
             task=model.task,
             check_health=self.check_health,
@@ -63,9 +64,10 @@ class VllmServer(LLMServer):
         )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take over limits and the beginning of chats of a ServeModel; another version has replicas of its own."""
+        """Take over a ServeModel's limits, aliases and beginning of chats; another version has replicas of its own."""
         wanted = ServeModel.from_wire(user_config)
         self._service.limits, self._service.prompt = wanted.limits, wanted.prompt
+        self._service.names.aliases = wanted.aliases
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """What Serve answers HTTP with: vLLM's application behind the service's front."""

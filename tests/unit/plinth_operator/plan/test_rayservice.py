@@ -55,6 +55,11 @@ def test_the_version_is_pinned_in_user_config():
     assert deployment_of()["user_config"]["uri"] == "models:/team-a.tiny-chat/3"
 
 
+def test_the_alias_that_is_followed_changes_in_place():
+    assert deployment_of()["user_config"]["aliases"] == {"tiny": "champion"}
+    assert deployment_of(model={"uri": "models:/tiny/1"})["user_config"]["aliases"] == {}
+
+
 def test_limits_change_in_place():
     before, after = application_of(), application_of(limits={"maxOutputTokens": 7, "maxBodyBytes": "1Mi"})
     assert after["args"] == before["args"]

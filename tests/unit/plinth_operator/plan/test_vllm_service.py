@@ -70,6 +70,12 @@ def test_what_is_no_argument_changes_in_place(changes: dict[str, Any]):
     assert after["deployments"] != before["deployments"]
 
 
+def test_the_name_of_an_alias_is_no_argument_and_the_version_behind_it_is():
+    application = application_of()
+    assert application["args"]["model"] == {"uri": "models:/team-a.tiny-chat/3", "adapters": []}
+    assert application["deployments"][0]["user_config"]["aliases"] == {"tiny": "champion"}
+
+
 def test_serve_is_not_told_of_pods_which_it_refuses_beside_a_placement_group():
     (deployment,) = application_of()["deployments"]
     assert "max_replicas_per_node" not in deployment

@@ -10,18 +10,20 @@ import openai
 
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.served_model import ServedModel
+from plinth_workloads.serving.served_names import ServedNames
 from unit.plinth_workloads.serving.tiny_model import make_engine, make_model, until
 
 CHAT = [{"role": "user", "content": "hi"}]
 
 
 @asynccontextmanager
-async def service(version, *, keys=None, key="none", **options):
+async def service(version, *, keys=None, key="none", aliases=None, **options):
     """A service named m: its state, a plain client and OpenAI's."""
     served = ServedModel(version if callable(version) else lambda uri: version, **options)
     served.set_target("models:/m/1")
     await served.wait_loaded()
-    transport = httpx.ASGITransport(app=build_asgi(served, name="m", keys=keys), raise_app_exceptions=False)
+    app = build_asgi(served, ServedNames("m", aliases), keys=keys)
+    transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         client = openai.AsyncOpenAI(base_url="http://test/v1", api_key=key, http_client=cast(Any, http), max_retries=0)
         yield served, http, client
@@ -81,7 +83,7 @@ async def ask_and_leave(engine, path, **body):
         "root_path": "",
         "headers": [(b"content-type", b"application/json")],
     }
-    exchange = asyncio.create_task(build_asgi(served, name="m")(scope, receive, send))
+    exchange = asyncio.create_task(build_asgi(served, ServedNames("m"))(scope, receive, send))
     await until(lambda: engine.num_running)
     await asyncio.sleep(0.01)
     gone.set()

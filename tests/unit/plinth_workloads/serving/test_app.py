@@ -160,11 +160,19 @@ async def test_limits_are_taken_over_by_a_replica_that_answers():
 @pytest.mark.anyio
 async def test_a_replica_takes_all_that_a_service_may_say_of_its_model():
     prompt = PromptTemplate(system="short", examples=(PromptExample(user="a", assistant="b"),))
-    wanted = ServeModel(uri="models:/m/1", prompt=prompt, adapters=(ServeAdapter(name="docs", uri="models:/docs/2"),))
+    wanted = ServeModel(
+        uri="models:/m/1",
+        prompt=prompt,
+        adapters=(ServeAdapter(name="docs", uri="models:/docs/2"),),
+        aliases={"docs": "champion"},
+    )
     replica = Replica(ARGS)
     replica._served.target_uri = "models:/m/1"
     await replica.reconfigure(wanted.to_wire())
     assert replica._served.adapters.names == ("docs",)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=replica.asgi), base_url="http://test") as http:
+        listed = (await http.get("/v1/models")).json()["data"]
+    assert [card["id"] for card in listed] == [ARGS["name"], "docs", "docs@champion"]
     assert deployment(model=wanted.to_wire()).user_config == wanted.to_wire()
 
 

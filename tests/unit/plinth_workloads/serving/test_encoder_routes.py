@@ -54,6 +54,16 @@ async def test_texts_and_token_ids_are_embedded_in_their_order_and_counted():
     assert several.usage.model_dump() == {"prompt_tokens": 3, "total_tokens": 3}
 
 
+async def test_a_model_that_reads_answers_by_its_alias_too():
+    async with service(FakeEncoder(), aliases={"m": "champion"}) as (_, http, client):
+        answer = await client.embeddings.create(model="m@champion", input="ab")
+        with pytest.raises(openai.NotFoundError, match="serves 'm', 'm@champion'"):
+            await client.embeddings.create(model="m@staging", input="ab")
+        metrics = (await http.get("/metrics")).text
+    assert answer.model == "m@champion"
+    assert 'plinth_prompt_tokens_total{model_name="m"} 2.0' in metrics
+
+
 async def test_a_vector_that_is_cut_has_length_one_again():
     async with service(tiny) as (_, _, client):
         whole = (await client.embeddings.create(model="m", input="abc")).data[0].embedding

@@ -11,6 +11,7 @@ from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.engine import InvalidParameter
 from plinth_workloads.serving.limits import RequestTimedOut, check_prompt, max_tokens_of, within
 from plinth_workloads.serving.protocol import ChatBody, CompletionBody
+from plinth_workloads.serving.served_names import ServedNames
 from unit.plinth_workloads.serving.asgi_service import CHAT, service
 from unit.plinth_workloads.serving.fake_engine import FakeEngine
 
@@ -143,7 +144,7 @@ async def test_a_client_that_does_not_read_its_stream_is_given_up_in_time(caplog
 
     async with service(FakeEngine()) as (served, _, _):
         served.limits = ServeLimits(request_timeout_seconds=1)
-        await asyncio.wait_for(build_asgi(served, name="m")(scope, receive, send), timeout=20)
+        await asyncio.wait_for(build_asgi(served, ServedNames("m"))(scope, receive, send), timeout=20)
 
     assert [record.getMessage() for record in caplog.records] == [
         "request 17: its client has not read the answer in time"

@@ -13,6 +13,7 @@ import pytest
 from plinth_workloads.errors import UserError
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.served_model import ServedModel
+from plinth_workloads.serving.served_names import ServedNames
 from unit.plinth_workloads.serving.asgi_service import CHAT
 from unit.plinth_workloads.serving.fake_engine import FakeEngine
 
@@ -28,12 +29,12 @@ def fetch(uri, model_uri):
 
 
 @asynccontextmanager
-async def service(adapters, make_engine=lambda uri: FakeEngine(), fetch_adapter=fetch):
+async def service(adapters, make_engine=lambda uri: FakeEngine(), fetch_adapter=fetch, names=None):
     served = ServedModel(make_engine, fetch_adapter=fetch_adapter)
     served.set_adapters(adapters)
     served.set_target("models:/m/1")
     await served.wait_loaded()
-    transport = httpx.ASGITransport(app=build_asgi(served, name="m"), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app=build_asgi(served, names or ServedNames("m")), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         client = openai.AsyncOpenAI(base_url="http://test/v1", api_key="x", http_client=cast(Any, http), max_retries=0)
         yield served, http, client
@@ -61,6 +62,32 @@ async def test_a_request_names_the_model_or_one_of_its_adapters():
         ("docs", "models:/docs/2", "m"),
     ]
     assert 'plinth_generation_tokens_total{model_name="docs"} 2.0' in metrics
+
+
+async def test_what_follows_an_alias_is_listed_and_answers_by_it_too():
+    names = ServedNames("m", {"m": "champion", "docs": "staging"})
+    async with service({"docs": "models:/docs/2", "pinned": "models:/p/1"}, names=names) as (served, http, client):
+        for name in ("m@champion", "docs@staging"):
+            answer = await client.completions.create(model=name, prompt="a")
+            assert answer.model == name
+        card = await client.models.retrieve("docs@staging")
+        names.aliases = {"m": "production"}
+        with pytest.raises(openai.NotFoundError, match="serves 'm', 'docs', 'pinned', 'm@production'"):
+            await client.completions.create(model="m@champion", prompt="a")
+        cards = (await client.models.list()).data
+        metrics = (await http.get("/metrics")).text
+
+    assert [request.adapter for request in served.engine.requests] == [None, "docs"]
+    assert (card.id, card.root, card.parent, card.alias) == ("docs@staging", "models:/docs/2", "m", "staging")
+    assert [(card.id, card.root, card.alias) for card in cards] == [
+        ("m", "models:/m/1", None),
+        ("docs", "models:/docs/2", None),
+        ("pinned", "models:/p/1", None),
+        ("m@production", "models:/m/1", "production"),
+    ]
+    # One model is one series, by whichever name it is asked for.
+    assert 'plinth_generation_tokens_total{model_name="docs"} 2.0' in metrics
+    assert "@" not in metrics
 
 
 async def test_adapters_come_change_and_go_without_a_word_to_the_model():

@@ -43,6 +43,7 @@ HANDLED = {
     "model.adapters": "enable_lora, max_loras; loaded by the replica",
     "model.prompt": "user_config: the front",
     "model.limits": "user_config: the front",
+    "model.aliases": "user_config: the front",
     "trackingUri": "the replica, which fetches",
     "gpus": "must be tensorParallel",
     "tensorParallel": "tensor_parallel_size, bundles",

@@ -12,6 +12,7 @@ from plinth_api.model_service import PromptTemplate
 from plinth_api.run import ServeLimits
 from plinth_api.service_state import STATE_PATH, AdapterState
 from plinth_workloads.serving.api_keys import ApiKeys
+from plinth_workloads.serving.served_names import ServedNames
 from plinth_workloads.serving.vllm_front import VllmService, build_front
 
 pytestmark = pytest.mark.anyio
@@ -31,7 +32,7 @@ async def front(*, keys=None, seconds_a_chunk=0.0, health=None, **changes: Any):
             raise RuntimeError(health)
 
     inner = make_vllm_app("m", seconds_a_chunk=seconds_a_chunk)
-    given = {"name": "m", "uri": "models:/m/1", "task": "generate", "check_health": is_well, **changes}
+    given = {"names": ServedNames("m"), "uri": "models:/m/1", "task": "generate", "check_health": is_well, **changes}
     served = VllmService(**given)
     transport = httpx.ASGITransport(app=build_front(inner, served, keys=keys), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
@@ -132,9 +133,28 @@ async def test_an_adapter_that_could_not_be_loaded_fails_alone():
 
 
 async def test_a_card_of_a_model_is_one_of_vllms_list():
-    async with front() as (_, http, _asked):
+    async with front(adapters=(BROKEN,)) as (_, http, _asked):
         found, missing = await http.get("/v1/models/m"), await http.get("/v1/models/other")
-    assert (found.json()["id"], missing.status_code) == ("m", 404)
+        broken = await http.get("/v1/models/broken")
+    assert (found.json()["id"], missing.status_code, broken.status_code) == ("m", 404, 503)
+
+
+async def test_an_alias_is_listed_and_vllm_hears_the_name_that_it_knows():
+    async with front(adapters=(DOCS,), names=ServedNames("m", {"m": "champion", "docs": "staging"})) as (
+        served,
+        http,
+        asked,
+    ):
+        cards = (await http.get("/v1/models")).json()["data"]
+        card = (await http.get("/v1/models/m@champion")).json()
+        for name in ("m@champion", "docs@staging"):
+            assert (await http.post(CHAT, json={**HELLO, "model": name})).status_code == 200
+        served.names.aliases = {}
+        refused = await http.post(CHAT, json={**HELLO, "model": "m@champion"})
+    assert [(one["id"], one.get("alias")) for one in cards] == [("m", None), ("m@champion", "champion")]
+    assert card == cards[1]
+    assert [one["model"] for one in asked] == ["m", "docs"]
+    assert refused.status_code == 404
 
 
 async def test_a_prompt_is_counted_with_what_the_service_puts_before_it():
@@ -220,7 +240,9 @@ async def test_whoever_looks_for_metrics_here_is_told_where_they_are():
 
 async def test_a_client_that_goes_away_ends_its_request():
     inner = make_vllm_app("m", seconds_a_chunk=60.0)
-    app = build_front(inner, VllmService("m", "models:/m/1", "generate", check_health=lambda: asyncio.sleep(0)))
+    app = build_front(
+        inner, VllmService(ServedNames("m"), "models:/m/1", "generate", check_health=lambda: asyncio.sleep(0))
+    )
     body = httpx.Request("POST", "http://test", json={**HELLO, "stream": True}).content
     messages = [{"type": "http.request", "body": body, "more_body": False}, {"type": "http.disconnect"}]
 

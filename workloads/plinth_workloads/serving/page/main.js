@@ -36,7 +36,8 @@ async function start() {
 
 /** What the service does: a task, null while its model is loaded; other servers of this API name none and generate. */
 async function look() {
-  cards = (await fetchJson("v1/models")).data;
+  // What follows an alias is there by its own name too.
+  cards = (await fetchJson("v1/models")).data.filter(({ alias }) => !alias);
   const { task = "generate" } = cards[0];
   return { task };
 }
