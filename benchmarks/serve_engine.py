@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -117,14 +117,22 @@ class Sides:
         ).tolist()
         return drawn
 
-    async def ours(self, num_clients: int, adapters: Sequence[str | None] = ()) -> float:
-        """Through the engine, each client with its adapter."""
+    async def ours(
+        self,
+        num_clients: int,
+        adapters: Sequence[str | None] = (),
+        *,
+        on_first_token: Callable[[], None] = lambda: None,
+    ) -> float:
+        """Through the engine, each client with its adapter; `on_first_token` is called once for each client."""
         prompts = self.prompts(num_clients)
         sampling = SamplingParameters(max_tokens=self.subject.new_tokens, temperature=0)
 
         async def ask(prompt: Sequence[int], adapter: str | None) -> int:
             made = 0
             async for delta in self.engine.generate(GenerationRequest(tuple(prompt), sampling, adapter)):
+                if not made:
+                    on_first_token()
                 made = delta.num_completion_tokens
             return made
 
@@ -188,6 +196,9 @@ def measure(name: str, device: torch.device, *, rounds: int, with_peer: bool) ->
         "parameters": LlamaForCausalLM(_config(subject)).num_parameters(),
         "tokens_per_second": {
             side: spread([num_tokens / one for one in seconds], 1) for side, seconds in together.items()
+        },
+        "one_client_seconds_per_token": {
+            side: spread([one / subject.new_tokens for one in seconds]) for side, seconds in alone.items()
         },
         "one_client_seconds_per_token_over_bare": spread(ratios(alone["ours"], alone["bare"]), 3),
         "compiled_one_client_seconds_per_token_over_bare": spread(ratios(alone["compiled"], alone["bare"]), 3),

@@ -167,6 +167,10 @@ def measure(name: str, *, rounds: int) -> dict[str, Any]:
         apart = take_turns({side: blocks[side] for side in ("engine", *_SERVERS)}, rounds, CLIENTS)
     return {
         **_throughput(name, seconds),
+        "one_client_seconds_per_token": {
+            side: spread([one / _REQUESTS_EACH / SUBJECTS[name].new_tokens for one in took])
+            for side, took in alone.items()
+        },
         "one_client_seconds_per_token_over_bare": {
             side: spread(ratios(alone[side], alone["bare"]), 3) for side in _SERVERS
         },

@@ -23,14 +23,16 @@ def _speed(model: str, ours: str, other: str) -> Reading:
 
 def _one_client(model: str) -> Reading:
     def read(figures: Figures) -> tuple[str, str, Mapping[str, float]]:
-        return "", "", figures[model]["one_client_seconds_per_token_over_bare"]
+        found = figures[model]
+        return *_times(found, "ours"), found["one_client_seconds_per_token_over_bare"]
 
     return read
 
 
 def _one_client_of(side: str) -> Reading:
     def read(figures: Figures) -> tuple[str, str, Mapping[str, float]]:
-        return "", "", figures["small"]["one_client_seconds_per_token_over_bare"][side]
+        found = figures["small"]
+        return *_times(found, side), found["one_client_seconds_per_token_over_bare"][side]
 
     return read
 
@@ -60,6 +62,12 @@ def _tail(side: str) -> Reading:
         return p99, p50, found["p99_over_p50"]
 
     return read
+
+
+def _times(found: Figures, side: str) -> tuple[str, str]:
+    """For a token of one client: this side's and the bare loop's."""
+    ours, bare = (found["one_client_seconds_per_token"][name]["median"] for name in (side, "bare"))
+    return f"{1000 * ours:.2f} ms", f"{1000 * bare:.2f} ms"
 
 
 def _told(speed: Mapping[str, float]) -> str:

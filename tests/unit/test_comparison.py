@@ -68,6 +68,15 @@ def test_a_row_of_serving_has_the_sides_of_its_model():
     assert found == ("8.4M, 32 adapters in a batch: one", "1,153 tokens/s", "1,340 tokens/s", "0.89", ">= 0.7", "")
 
 
+def test_one_clients_time_for_a_token_is_told_beside_that_of_a_bare_loop():
+    small = {
+        "one_client_seconds_per_token": {"ours": {"median": 0.0061}, "bare": {"median": 0.005}},
+        "one_client_seconds_per_token_over_bare": {"median": 1.22},
+    }
+    found = cells("8.4M, one client's time for a token: a bare loop", {"serve_engine": record({"small": small})})
+    assert found[1:] == ("6.10 ms", "5.00 ms", "1.22", "<= 1.2", "missed")
+
+
 def test_what_was_not_measured_is_told_and_no_success(capsys):
     assert cells("LoRA: TRL with packing", {"tune_peers": record({"ours": {"tokens_per_second": 1}})})[1:4] == (
         "not measured", "", ""

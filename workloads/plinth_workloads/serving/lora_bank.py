@@ -12,7 +12,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,15 @@ from transformers.pytorch_utils import Conv1D
 
 from plinth_workloads.errors import UserError
 from plinth_workloads.models.virtual_tokens import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from plinth_workloads.serving.errands import Parts
+from plinth_workloads.serving.lazy_zeros import lazy_zeros
 
 MAX_RANK = 256
 _PEFT_PREFIX = "base_model.model."
+
+_BYTES_AT_ONCE = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
+"""That are written between two steps: some milliseconds, new memory included."""
+
 _generations = count(1)
 
 
@@ -95,23 +100,25 @@ class LoraBank:
         self._stacks: dict[str, tuple[Tensor, Tensor]] = {}
         self._free: list[int] = []
         self._num, self._rank = 0, 0
+        self._bytes_at_once = _BYTES_AT_ONCE[self._device.type]
         self._plan: _StepPlan | None = None
 
-    def attach(self, name: str, weights: LoraWeights) -> LoraAdapter:
-        """Take in an adapter."""
-        if weights.rank > self._rank or not self._free:
-            num = self._num if self._free else max(4, 2 * self._num)
-            self._grow(num, max(weights.rank, self._rank))
-        for layer in weights.layers.keys() - self._stacks.keys():
-            self._add_layer(layer)
-        index = self._free.pop(0)
-        for layer, (down_AIR, up_ARO) in self._stacks.items():
-            down_AIR[index].zero_()
-            up_ARO[index].zero_()
-            if layer in weights.layers:
-                down_RI, up_OR = weights.layers[layer]
-                down_AIR[index, :, : len(down_RI)] = down_RI.T
-                up_ARO[index, : len(down_RI)] = up_OR.T
+    def attach(self, name: str, weights: LoraWeights) -> Parts[LoraAdapter]:
+        """Take in an adapter, in parts between which the model may be called with those that it has already."""
+        self._rank = max(weights.rank, self._rank)
+        if not self._free:
+            before, self._num = self._num, max(4, 2 * self._num)
+            self._free += range(before, self._num)
+        index, num_bytes = self._free.pop(0), 0
+        try:
+            for layer in dict.fromkeys((*self._stacks, *weights.layers)):
+                num_bytes += self._fit(layer) + self._put(layer, index, weights)
+                if num_bytes >= self._bytes_at_once:
+                    num_bytes = 0
+                    yield
+        except BaseException:
+            self._free.insert(0, index)
+            raise
         return LoraAdapter(name, index)
 
     def release(self, adapter: LoraAdapter) -> None:
@@ -128,23 +135,32 @@ class LoraBank:
         finally:
             self._plan = None
 
-    def _grow(self, num: int, rank: int) -> None:
-        for layer, (down_AIR, up_ARO) in self._stacks.items():
-            wider_AIR, wider_ARO = self._empty(layer, num, rank)
-            wider_AIR[: self._num, :, : self._rank] = down_AIR
-            wider_ARO[: self._num, : self._rank] = up_ARO
-            self._stacks[layer] = (wider_AIR, wider_ARO)
-        self._free += range(self._num, num)
-        self._num, self._rank = num, rank
+    def _fit(self, layer: str) -> int:
+        """Let a layer's stacks have room for all adapters of all ranks; the bytes that are written for that."""
+        narrow = self._stacks.get(layer)
+        if narrow is not None and narrow[0].shape[::2] == (self._num, self._rank):
+            return 0
+        weight, (num_inputs, num_outputs) = self._linears[layer].weight, _sizes(self._linears[layer])
+        down_AIR = lazy_zeros((self._num, num_inputs, self._rank), like=weight)
+        up_ARO = lazy_zeros((self._num, self._rank, num_outputs), like=weight)
+        self._stacks[layer] = (down_AIR, up_ARO)
+        if narrow is None:
+            self._linears[layer].register_forward_hook(self._hook_of(layer))
+            return 0
+        num, _, rank = narrow[0].shape
+        down_AIR[:num, :, :rank], up_ARO[:num, :rank] = narrow
+        return down_AIR[:num].nbytes + up_ARO[:num].nbytes
 
-    def _empty(self, layer: str, num: int, rank: int) -> tuple[Tensor, Tensor]:
-        num_inputs, num_outputs = _sizes(self._linears[layer])
-        zeros = partial(torch.zeros, dtype=self._linears[layer].weight.dtype, device=self._device)
-        return zeros(num, num_inputs, rank), zeros(num, rank, num_outputs)
-
-    def _add_layer(self, layer: str) -> None:
-        self._stacks[layer] = self._empty(layer, self._num, self._rank)
-        self._linears[layer].register_forward_hook(self._hook_of(layer))
+    def _put(self, layer: str, index: int, weights: LoraWeights) -> int:
+        """Lay an adapter's weights of a layer in its place; the bytes that are written for that."""
+        down_IR, up_RO = (stack[index] for stack in self._stacks[layer])
+        down_IR.zero_()
+        up_RO.zero_()
+        if layer in weights.layers:
+            down_RI, up_OR = weights.layers[layer]
+            down_IR[:, : len(down_RI)] = down_RI.T
+            up_RO[: len(down_RI)] = up_OR.T
+        return down_IR.nbytes + up_RO.nbytes
 
     def _hook_of(self, layer: str) -> Any:
         def add_updates(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -7,7 +7,6 @@ engine, which belongs to an event loop: everything private here belongs to the t
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from plinth_workloads.serving.batch import Batch, Piece
 from plinth_workloads.serving.engine import GenerationFailed, TokenDelta
+from plinth_workloads.serving.errands import Errands, Parts
 from plinth_workloads.serving.fair_queue import FairQueue
 from plinth_workloads.serving.generation_row import Row
 from plinth_workloads.serving.lora_bank import LoraAdapter
@@ -63,7 +63,7 @@ class StepWorker:
         self._work = threading.Condition()
         self._waiting = FairQueue[Row](lambda row: row.client)
         self._running: list[Row] = []
-        self._errands: deque[tuple[Callable[[], None], Future[Any]]] = deque()
+        self._errands = Errands()
         self._detached: list[LoraAdapter] = []
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="torch-engine", daemon=True)
@@ -90,6 +90,8 @@ class StepWorker:
             self._work.notify()
         if self._thread.ident is not None:
             self._thread.join()
+        else:
+            self._errands.fail_all(_stopped())
 
     def submit(self, row: Row, *, first: bool = False) -> None:
         """Let a row wait for its place; `first` before all others.
@@ -103,28 +105,18 @@ class StepWorker:
             self._waiting.push(row, first=first)
             self._work.notify()
 
-    def between_steps(self, work: Callable[..., _Result], *arguments: Any) -> Future[_Result]:
-        """What `work` returns, which is done in the thread: what a step uses may change there alone.
+    def between_steps(self, parts: Parts[_Result]) -> Future[_Result]:
+        """What `parts` returns, each of them done in the thread: what a step uses may change there alone.
 
         Raises GenerationFailed, in the future, where the thread is told to stop before.
         """
-        done: Future[_Result] = Future()
-
-        def run() -> None:
-            if not done.set_running_or_notify_cancel():
-                return
-            try:
-                done.set_result(work(*arguments))
-            except Exception as error:
-                done.set_exception(error)
-
         with self._work:
-            if self._stopping:
-                done.set_exception(_stopped())
-            else:
-                self._errands.append((run, done))
+            if not self._stopping:
                 self._work.notify()
-        return done
+                return self._errands.bring(parts)
+        refused: Future[_Result] = Future()
+        refused.set_exception(_stopped())
+        return refused
 
     def release(self, adapter: LoraAdapter) -> None:
         """Give the adapter's place back once no row needs it; no new row may."""
@@ -137,7 +129,8 @@ class StepWorker:
             while self._wait_for_work():
                 try:
                     self._drop_cancelled()
-                    self._run_errands()
+                    self._errands.do_part()
+                    self._release_detached()
                     self._admit()
                     self._step()
                 except Exception as error:
@@ -146,9 +139,7 @@ class StepWorker:
                     self._running = []
                     self._batch.clear()
         self._fail([*self._running, *self._waiting], _stopped())
-        for _, done in self._errands:
-            if done.set_running_or_notify_cancel():
-                done.set_exception(_stopped())
+        self._errands.fail_all(_stopped())
 
     def _wait_for_work(self) -> bool:
         with self._work:
@@ -164,10 +155,7 @@ class StepWorker:
             self._waiting.keep(lambda row: not row.cancelled)
         self._keep_unfinished()
 
-    def _run_errands(self) -> None:
-        while self._errands:
-            run, _ = self._errands.popleft()
-            run()
+    def _release_detached(self) -> None:
         with self._work:
             unfinished = [*self._running, *self._waiting]
         for adapter in list(self._detached):

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, aclosing
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ from plinth_workloads.serving.engine import (
     TokenDelta,
     UnknownAdapter,
 )
+from plinth_workloads.serving.errands import in_one_part
 from plinth_workloads.serving.generation_row import Row
 from plinth_workloads.serving.lora_bank import LoraAdapter, load_lora
 from plinth_workloads.serving.padded_batch import PaddedBatch
@@ -163,10 +165,20 @@ class TorchEngine:
                 "ModelLoadFailed", f"{folder}: no adapters are served beside a {kind}; serve it as spec.model"
             )
         weights = await in_brief_thread(load_lora, folder, self._model)
-        attached = await asyncio.wrap_future(self._worker.between_steps(bank.attach, name, weights))
+        attaching = self._worker.between_steps(bank.attach(name, weights))
+        try:
+            attached = await asyncio.wrap_future(attaching)
+        except asyncio.CancelledError:
+            attaching.add_done_callback(self._give_place_back)
+            raise
         before, self._adapters[name] = self._adapters.get(name), attached
         if before is not None:
             self._worker.release(before)
+
+    def _give_place_back(self, attaching: Future[LoraAdapter]) -> None:
+        """Of an adapter that nobody waits for any more, which comes all the same once it is on its way."""
+        if not attaching.cancelled() and attaching.exception() is None:
+            self._worker.release(attaching.result())
 
     async def detach_adapter(self, name: str) -> None:
         """See Engine."""
@@ -190,7 +202,7 @@ class TorchEngine:
     async def warm_up(self) -> None:
         """See Engine."""
         if self._compile:
-            await asyncio.wrap_future(self._worker.between_steps(self._batch.compile))
+            await asyncio.wrap_future(self._worker.between_steps(in_one_part(self._batch.compile)))
         await self.check_health()
         await warm_up_generation(self)
 

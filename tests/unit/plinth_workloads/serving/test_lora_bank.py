@@ -16,6 +16,7 @@ from plinth_workloads.errors import UserError
 from plinth_workloads.models import packed_linear
 from plinth_workloads.models.packed_linear import PackedLinear
 from plinth_workloads.serving.engine import GenerationFailed, UnknownAdapter
+from plinth_workloads.serving.errands import in_one_part
 from plinth_workloads.serving.lora_bank import load_lora
 from unit.plinth_workloads.serving.tiny_model import (
     CONTEXT_LENGTH,
@@ -178,6 +179,56 @@ async def test_places_of_adapters_that_went_are_used_again(adapters):
         assert await ask(engine, "abc", "two") == greedy_text(adapters["two"][1], "abc", 24)
 
 
+async def test_steps_come_between_the_parts_of_an_adapter_for_which_the_bank_grows(adapters, monkeypatch):
+    model = make_model(end_ids=None)
+    async with running_engine(model) as engine:
+        bank, worker = engine._batch.adapters, engine._worker
+        bank._bytes_at_once = 1
+        await engine.attach_adapter("two", adapters["two"][0])
+        text = asyncio.create_task(ask(engine, "abc", "two", max_tokens=100))
+        await until(lambda: engine.stats().running)
+        step, sizes_of_steps = worker._step, []
+
+        def seen():
+            sizes_of_steps.append({down_AIR.shape[::2] for down_AIR, _ in bank._stacks.values()})
+            step()
+
+        monkeypatch.setattr(worker, "_step", seen)
+        for number in range(5):
+            await engine.attach_adapter(f"one-{number}", adapters["one"][0])
+        said = await text, await ask(engine, "abc", "one-4")
+    for _, merged in adapters.values():
+        monkeypatch.setattr(merged.generation_config, "eos_token_id", None)
+    assert said == (greedy_text(adapters["two"][1], "abc", 100), greedy_text(adapters["one"][1], "abc", 24))
+    assert {(4, 2), (4, 4)} in sizes_of_steps  # ranks
+    assert {(4, 4), (8, 4)} in sizes_of_steps  # places
+
+
+async def test_adapters_that_are_asked_for_at_once_have_places_of_their_own(adapters):
+    async with running_engine() as engine:
+        names = [f"{name}-{number}" for number in range(4) for name in adapters]
+        await asyncio.gather(*(engine.attach_adapter(name, adapters[name.partition("-")[0]][0]) for name in names))
+        said = await asyncio.gather(*(ask(engine, "abc", name) for name in names))
+    assert said == [greedy_text(adapters[name.partition("-")[0]][1], "abc", 24) for name in names]
+
+
+async def test_an_adapter_that_is_given_up_on_its_way_leaves_its_place_to_others(adapters):
+    model = make_model(end_ids=None)
+    async with running_engine(model) as engine:
+        bank = engine._batch.adapters
+        await engine.attach_adapter("two", adapters["two"][0])
+        bank._bytes_at_once, num_free = 1, len(bank._free)
+        text = asyncio.create_task(ask(engine, "abc", "two", max_tokens=100))
+        attaching = asyncio.create_task(engine.attach_adapter("one", adapters["one"][0]))
+        await until(lambda: len(bank._free) < num_free)
+        attaching.cancel()
+        await asyncio.wait({attaching})
+        await text
+        await until(lambda: len(bank._free) == num_free)
+        with pytest.raises(UnknownAdapter):
+            await ask(engine, "abc", "one")
+
+
 def change(folder, file, edit):
     path = folder / file
     if file.endswith(".json"):
@@ -246,7 +297,7 @@ async def test_an_adapter_that_comes_as_the_engine_stops_is_refused_and_nobody_w
 
     async with running_engine() as engine:
         monkeypatch.setattr(engine._worker, "_admit", linger)
-        engine._worker.between_steps(lambda: None)
+        engine._worker.between_steps(in_one_part(lambda: None))
         await asyncio.to_thread(in_a_step.wait, 10)
         before = asyncio.create_task(engine.attach_adapter("one", adapters["one"][0]))
         await until(lambda: engine._worker._errands)
