@@ -1,8 +1,8 @@
 """What LoRA adapters cost the light engine: 32 clients with 32 adapters, with one, and with none; and attaching one.
 
 The same llama and prompts as in serve_engine.py; adapters of rank 8 on all linear layers. The sides take turns. While
-32 clients are answered, adapters are attached one after another: the longest pause between two steps is compared with
-the median step.
+32 clients are answered with 32 adapters, others are attached one after another: the longest of the steps, with what is
+done before it, is compared with the median, in as many engines as there are rounds.
 
     python benchmarks/serve_adapters.py [--device cuda] [--model small base] [--rounds 5]
 """
@@ -13,7 +13,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from peft import LoraConfig, get_peft_model
 
 import serving_table
 from comparison import tell_measured
+from plinth_workloads.serving.garbage import collect_and_freeze
 from record import spread, write_record
 from serve_engine import CLIENTS, PROMPT_TOKENS, SUBJECTS, Sides, make_model
 from turns import ratios, take_turns
@@ -46,10 +47,12 @@ def make_adapters(name: str, folder: Path) -> list[Path]:
 
 
 async def pauses(sides: Sides, folder: Path) -> dict[str, float]:
-    """Steps while adapters come, in milliseconds, from when all clients have a token.
+    """Seconds of steps while adapters come, from when all clients have a token.
 
     The first adapter that comes finds all places of the bank taken, which grows for it.
     """
+    # As replicas do: a search of all memory is none of what an adapter costs.
+    collect_and_freeze()
     worker, ends, first_tokens = sides.engine._worker, list[float](), asyncio.Semaphore(0)
     step = worker._step
 
@@ -69,8 +72,25 @@ async def pauses(sides: Sides, folder: Path) -> dict[str, float]:
         await asyncio.sleep(0.05)
     await answers
     worker._step = step  # type: ignore[method-assign]
-    gaps = [1000 * (after - before) for before, after in pairwise(ends)]
-    return {"median_ms": round(statistics.median(gaps), 2), "longest_ms": round(max(gaps), 2), "steps": len(gaps)}
+    gaps = [after - before for before, after in pairwise(ends)]
+    median, longest = statistics.median(gaps), max(gaps)
+    return {"median_seconds": median, "longest_seconds": longest, "longest_over_median": longest / median}
+
+
+def pauses_of_a_full_bank(name: str, device: torch.device, folders: Sequence[Path]) -> dict[str, float]:
+    """`pauses` of an engine of its own, in which each client has an adapter."""
+    sides = Sides(SUBJECTS[name], device)
+
+    async def run() -> dict[str, float]:
+        await sides.engine.start()
+        for adapter in folders:
+            await sides.engine.attach_adapter(adapter.name, adapter)
+        await sides.ours(CLIENTS, [adapter.name for adapter in folders])
+        found = await pauses(sides, folders[1])
+        await sides.engine.stop()
+        return found
+
+    return asyncio.run(run())
 
 
 def measure(name: str, device: torch.device, *, rounds: int) -> dict[str, Any]:
@@ -91,13 +111,13 @@ def measure(name: str, device: torch.device, *, rounds: int) -> dict[str, Any]:
             return lambda clients: loop.run_until_complete(sides.ours(clients, adapters))
 
         seconds = take_turns({side: block(adapters) for side, adapters in wanted.items()}, rounds, CLIENTS)
-        steps = loop.run_until_complete(pauses(sides, folders[1]))
-    loop.run_until_complete(sides.engine.stop())
+        loop.run_until_complete(sides.engine.stop())
+        steps = [pauses_of_a_full_bank(name, device, folders) for _ in range(rounds)]
     num_tokens = CLIENTS * SUBJECTS[name].new_tokens
     return {
         "tokens_per_second": {side: spread([num_tokens / one for one in took], 1) for side, took in seconds.items()},
         "all_over": {side: spread(ratios(seconds[side], seconds["all"]), 3) for side in ("one", "none")},
-        "steps_while_adapters_are_attached": steps,
+        "steps_while_adapters_are_attached": {figure: spread([one[figure] for one in steps], 4) for figure in steps[0]},
     }
 
 
