@@ -152,8 +152,9 @@ bench-train: $(STAMP) ## The loop's overhead, throughput, checkpoints, the loss'
 	  loss_memory.py train_peers.py train_peers.py+--precision+bf16 tune_peers.py training_table.py)
 
 .PHONY: bench-serve
-bench-serve: $(STAMP) ## The light engine beside transformers' and a bare loop, and what HTTP costs, half an hour
-	$(call measure,serve_engine.py serve_adapters.py model_load.py serve_http.py serving_table.py)
+bench-serve: export PYTHONPATH = operator:workloads:tests
+bench-serve: $(STAMP) ## The light engine beside transformers' and a bare loop, what HTTP and new versions cost, half an hour
+	$(call measure,serve_engine.py serve_adapters.py model_load.py serve_http.py serve_rollout.py serving_table.py)
 
 .PHONY: soak-serve
 soak-serve: $(STAMP) ## Half an hour of mixed load on a served model: memory, slots, files and answers stay as they were

@@ -64,6 +64,18 @@ def _tail(side: str) -> Reading:
     return read
 
 
+def _failed(way: str) -> Reading:
+    def read(figures: Figures) -> tuple[str, str, Mapping[str, float]]:
+        found, quiet = figures[way], figures["quiet"]
+        return (
+            f"{found['failed']} of {found['requests']}",
+            f"{quiet['failed']} of {quiet['requests']}",
+            found["failed_share"],
+        )
+
+    return read
+
+
 def _times(found: Figures, side: str) -> tuple[str, str]:
     """For a token of one client: this side's and the bare loop's."""
     ours, bare = (found["one_client_seconds_per_token"][name]["median"] for name in (side, "bare"))
@@ -99,6 +111,9 @@ ROWS = (
     Row("serve_http", "one client's time for a token, Ray Serve: a bare loop", _one_client_of("ray_serve"), 1.2, False),
     Row("serve_http", "first token at 75% load, plain ASGI, p99: p50", _tail("asgi"), 3.0, False),
     Row("serve_http", "first token at 75% load, Ray Serve, p99: p50", _tail("ray_serve"), 3.0, False),
+    Row("serve_rollout", "failed requests as versions are switched: without", _failed("switch"), 0, False),
+    Row("serve_rollout", "failed requests as a version comes by steps: without", _failed("promotion"), 0, False),
+    Row("serve_rollout", "failed requests as a version is taken back: without", _failed("rollback"), 0, False),
 )
 
 if __name__ == "__main__":

@@ -1,30 +1,17 @@
 """New versions of a service on a real Ray Serve, step by step and under load: one is promoted, one is taken back."""
 
-import json
-import os
-import subprocess
-import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from makers import make_model_service
 from plinth_api.model_service import Canary
-from plinth_api.run import ServeModel, ServeRun
-from plinth_api.status import ModelStatus, RolloutStatus, ServiceStatus
-from plinth_operator.facts import Observed, RayServiceFacts
-from plinth_operator.plan.rayservice import build_serve_config
-from plinth_operator.plan.rollout import plan_rollout
-from plinth_operator.serving import replica_state
-from serving_processes import SOURCES, free_port, write_serve_json
+from plinth_api.run import ServeModel
+from rolled_out import rolled_out
 from unit.plinth_workloads.serving.tiny_model import CONTEXT_LENGTH, END_ID, greedy_text, make_model, make_tokenizer
 
 pytestmark = pytest.mark.integration
@@ -76,64 +63,6 @@ class Load:
                 thread.join()
 
 
-class Operator:
-    """The operator's plan, without Kubernetes: it is told what replicas say, and Serve what it decides."""
-
-    def __init__(self, process: "subprocess.Popen[str]", url: str, run: ServeRun) -> None:
-        self._process, self._url, self._run = process, url, run
-        self.status, self.told, self.model = ServiceStatus(), ServeModel(uri=""), run.model
-        self._wait_told()
-        self.hand_over(run.model)
-        self.wait_in_service(run.model.uri)
-        self.look(Canary())
-
-    def hand_over(self, model: ServeModel) -> None:
-        if model == self.told:
-            return
-        assert self._process.stdin is not None
-        config = build_serve_config(make_model_service(), self._run.model_copy(update={"model": model}))
-        self._process.stdin.write(json.dumps(yaml.safe_load(config)) + "\n")
-        self._process.stdin.flush()
-        self._wait_told()
-        self.told = model
-
-    def _wait_told(self) -> None:
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "told\n"
-
-    def look(self, canary: Canary) -> RolloutStatus | None:
-        now = datetime.now(UTC)
-        replica = replica_state(httpx.get(f"{self._url}/-/state", timeout=30).content, now)
-        seen = Observed(ray_services=(RayServiceFacts("RayService", "n", "s", "s", "u", 1),), replica=replica)
-        model, rollout = plan_rollout(canary, self.model, self.status, seen, generation=1, now=now)
-        self.hand_over(model)
-        known = ModelStatus(name="tiny", version="1", uri=replica.model_uri) if replica.model_uri else None
-        self.status = ServiceStatus(model=known, rollout=rollout)
-        return rollout
-
-    def roll_out(self, uri: str, canary: Canary) -> RolloutStatus:
-        """How it ends."""
-        self.model = ServeModel(uri=uri)
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            rollout = self.look(canary)
-            if rollout is not None and rollout.candidate.uri == uri and rollout.phase != "Progressing":
-                return rollout
-            time.sleep(0.2)
-        raise AssertionError(f"no verdict: {self.status}")
-
-    def wait_in_service(self, uri: str) -> None:
-        deadline = time.monotonic() + 90
-        while self._uri_in_service() != uri:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-
-    def _uri_in_service(self) -> str | None:
-        answer = httpx.get(f"{self._url}/-/state", timeout=30)
-        uri: str | None = answer.json().get("modelUri") if answer.status_code == 200 else None
-        return uri
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Three versions by URI."""
@@ -147,40 +76,24 @@ def models(tmp_path_factory):
 
 
 @pytest.fixture
-def operator(tmp_path, models):
-    """A service with the first version, and its operator."""
-    first = next(iter(models))
-    port = free_port()
-    serve_json = write_serve_json(tmp_path, Path(first.removeprefix("file://")))
-    run = ServeRun.model_validate_json(serve_json.read_bytes())
-    tests = str(Path(__file__).parents[1])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "changing_service", str(port)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*SOURCES, tests])},
-    )
-    try:
-        yield Operator(process, f"http://127.0.0.1:{port}", run)
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        assert process.wait(timeout=60) == 0
+def service(tmp_path, models):
+    """A service with the first version."""
+    with rolled_out(tmp_path, Path(next(iter(models)).removeprefix("file://"))) as running:
+        yield running
 
 
-def test_under_load_a_version_is_promoted_and_a_slow_one_taken_back_without_a_failed_request(operator, models):
+def test_under_load_a_version_is_promoted_and_a_slow_one_taken_back_without_a_failed_request(service, models):
     first, second, slow = models
-    load = Load(operator._url)
+    load = Load(service.url)
     with load.running(clients=4):
-        promoted = operator.roll_out(second, Canary(steps=(50,), interval_seconds=1, max_latency_increase=10))
-        operator.wait_in_service(second)
+        promoted = service.roll_out(second, Canary(steps=(50,), interval_seconds=1, max_latency_increase=10))
+        service.wait_in_service(second)
         until_then = len(load.answers)
-        taken_back = operator.roll_out(slow, Canary(steps=(50,), interval_seconds=1, max_latency_increase=1))
+        taken_back = service.roll_out(slow, Canary(steps=(50,), interval_seconds=1, max_latency_increase=1))
     assert (promoted.phase, promoted.stable.uri) == ("Promoted", first)
     assert (taken_back.phase, taken_back.reason, taken_back.stable.uri) == ("RolledBack", "HighLatency", second)
     assert [answer for answer in load.answers if answer[0] != 200] == []
     texts = {uri: greedy_text(model, "abc", TOKENS) for uri, model in models.items()}
     assert {text for _, text in load.answers[:until_then]} == {texts[first], texts[second]}
     assert {text for _, text in load.answers} == set(texts.values())
-    assert operator.told == ServeModel(uri=second)
+    assert service.told == ServeModel(uri=second)
