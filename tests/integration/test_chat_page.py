@@ -153,7 +153,7 @@ async def test_adapters_are_chosen_by_name(browser):
     aliases = {"m": "champion", "docs": "champion"}
     async with chat_page(browser, engine, adapters={"docs": "models:/docs/3"}, aliases=aliases) as page:
         choice = page.get_by_label("Model")
-        assert await choice.locator("option").all_text_contents() == ["m", "docs (adapter)"]
+        await expect(choice.locator("option")).to_have_text(["m", "docs (adapter)"])
         await choice.select_option("docs")
         await expect(page.get_by_text("models:/docs/3")).to_be_visible()
         exchange = await ask(page, "hi")
