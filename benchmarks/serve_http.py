@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from plinth_api.engine_rules import SERVE_ENVIRONMENT
 from record import spread, write_record
 from serve_engine import CLIENTS, PROMPT_TOKENS, SUBJECTS, Sides, make_model, make_tokenizer
 from side_processes import side_processes
+from stream_client import StreamClient
 from turns import ratios, take_turns
 
 _SERVERS = ("asgi", "ray_serve")
@@ -42,8 +43,7 @@ _REQUESTS_EACH = 3
 _LOAD = 0.75
 _LOAD_SECONDS = 40.0
 _READY_SECONDS = 60.0
-_END_BYTES = 1024
-"""That hold the event with the count of tokens."""
+_PATH = "/v1/completions"
 _DRAINS_AT_ONCE = {"RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1", "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "1"}
 """Else it is half a minute until a service has ended."""
 _SERVER_CORE, _CLIENT_CORE = {0}, {1}
@@ -98,8 +98,8 @@ class Clients:
         """Seconds until all have their answers."""
 
         async def run() -> float:
-            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-                return await _seconds_of(num_clients, lambda: self._ask(session, self._sides.prompts(1)[0]))
+            with closing(StreamClient(self._url, _PATH)) as client:
+                return await _seconds_of(num_clients, lambda: self._ask(client, self._sides.prompts(1)[0]))
 
         return self._loop.run_until_complete(run())
 
@@ -120,28 +120,22 @@ class Clients:
         random_times = random.Random(0)
 
         async def run() -> list[float]:
-            async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            with closing(StreamClient(self._url, _PATH)) as client:
                 tasks, ends = [], time.monotonic() + _LOAD_SECONDS
                 while time.monotonic() < ends:
-                    tasks.append(asyncio.create_task(self._ask(session, self._sides.prompts(1)[0])))
+                    tasks.append(asyncio.create_task(self._ask(client, self._sides.prompts(1)[0])))
                     await asyncio.sleep(random_times.expovariate(requests_per_second))
                 return list(await asyncio.gather(*tasks))
 
         return self._loop.run_until_complete(run())
 
-    async def _ask(self, session: aiohttp.ClientSession, prompt: list[int]) -> float:
+    async def _ask(self, client: StreamClient, prompt: list[int]) -> float:
         new_tokens = self._sides.subject.new_tokens
         body = {"model": "m", "prompt": prompt, "max_tokens": new_tokens, "temperature": 0, "stream": True}
         body["stream_options"] = {"include_usage": True}
-        began, first, end = time.perf_counter(), 0.0, b""
-        async with session.post(f"{self._url}/v1/completions", json=body) as answer:
-            answer.raise_for_status()
-            # Not read line by line: clients share the cores with what is measured.
-            async for piece in answer.content.iter_any():
-                first = first or time.perf_counter() - began
-                end = (end + piece)[-_END_BYTES:]
-        assert f'"completion_tokens":{new_tokens}'.encode() in end, end
-        return first
+        answer = await client.ask(body)
+        assert f'"completion_tokens":{new_tokens}'.encode() in answer.end, answer.end
+        return answer.first_seconds
 
 
 async def _seconds_of(num_clients: int, ask: Callable[[], Awaitable[float]]) -> float:
