@@ -172,9 +172,12 @@ def test_an_adapter_opens_with_peft_and_finds_its_base_by_uri(demo, tmp_path):
 
 
 def test_the_service_answers_the_openai_client(demo):
-    assert [model.id for model in demo.client.models.list()] == ["pycode", "misfit"]
+    cards = {card.id: card.root for card in demo.client.models.list()}
+    assert list(cards) == ["pycode", "misfit", "pycode@champion", "misfit@champion"]
+    assert cards["pycode@champion"] == cards["pycode"] == "models:/pycode-docstrings/1"
     completion = demo.client.completions.create(model="pycode", prompt="import ", max_tokens=8, temperature=0)
-    assert completion.choices[0].text
+    by_alias = demo.client.completions.create(model="pycode@champion", prompt="import ", max_tokens=8, temperature=0)
+    assert completion.choices[0].text == by_alias.choices[0].text != ""
     assert completion.usage.completion_tokens <= 8
     question = [{"role": "user", "content": "Write a docstring for this Python code.\n\ndef close(self):"}]
     stream = demo.client.chat.completions.create(model="pycode", messages=question, max_tokens=8, stream=True, seed=1)
