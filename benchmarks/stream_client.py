@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
@@ -35,8 +35,8 @@ class _Connection(asyncio.Protocol):
         self._began, self._first, self._head, self._end = 0.0, 0.0, b"", b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Those of uvloop are no subclass.
+        self._transport = cast(asyncio.Transport, transport)
 
     def ask(self, request: bytes) -> "asyncio.Future[Streamed]":
         assert self._transport is not None

@@ -1,7 +1,7 @@
 """The benchmarks' client of streamed answers: it sees their beginning and end, and what is no answer."""
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 
@@ -12,21 +12,27 @@ pytestmark = pytest.mark.anyio
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-Request-Id: 10\r\n\r\n"
 
 
+@pytest.fixture(params=[False, True], ids=["asyncio", "uvloop"])
+def anyio_backend(request):
+    return "asyncio", {"use_uvloop": request.param}
+
+
 @asynccontextmanager
 async def answering(*answers, pause=0.0):
     """A server that writes the pieces of an answer for each request, in turn; None closes the connection."""
     asked, rest = [], list(answers)
 
     async def serve(reader, writer):
-        while line := await reader.readuntil(b"\r\n\r\n"):
-            length = int(line.lower().partition(b"content-length: ")[2].split()[0])
-            asked.append(await reader.readexactly(length))
-            for number, piece in enumerate(rest.pop(0)):
-                if piece is None:
-                    writer.close()
-                    return
-                await asyncio.sleep(pause if number else 0)
-                writer.write(piece)
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                asked.append(await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].split()[0])))
+                for number, piece in enumerate(rest.pop(0)):
+                    if piece is None:
+                        writer.close()
+                        return
+                    await asyncio.sleep(pause if number else 0)
+                    writer.write(piece)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     client = StreamClient(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", "/v1/completions")
