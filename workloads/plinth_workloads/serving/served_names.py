@@ -30,8 +30,11 @@ class ServedNames:
         Raises:
             ApiError: It stands for none; the answer has all names that there are.
         """
-        names = {name: self.with_alias(name) for name in (self.base, *adapters)}
-        for name, other in names.items():
-            if asked == name or (other is not None and asked == other):
+        own = (self.base, *adapters)
+        if asked in own:
+            return str(asked)
+        others = [(other, name) for name in own if (other := self.with_alias(name)) is not None]
+        for other, name in others:
+            if asked == other:
                 return name
-        raise unknown_model(str(asked), *names, *filter(None, names.values()))
+        raise unknown_model(str(asked), *own, *(other for other, _ in others))
