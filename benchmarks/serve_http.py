@@ -67,9 +67,10 @@ def serve_plain(folder: str, port: int) -> None:
         )
         served.set_target(f"file://{folder}")
         await served.wait_loaded()
-        await uvicorn.Server(
-            uvicorn.Config(build_asgi(served, ServedNames("m")), port=port, log_level="warning")
-        ).serve()
+        app = build_asgi(served, ServedNames("m"))
+        # No connection is closed while clients come at random times.
+        config = uvicorn.Config(app, port=port, log_level="warning", timeout_keep_alive=int(2 * _LOAD_SECONDS))
+        await uvicorn.Server(config).serve()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())

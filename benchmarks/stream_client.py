@@ -60,6 +60,11 @@ class _Connection(asyncio.Protocol):
         if self._answered is not None and not self._answered.done():
             self._answered.set_exception(ConnectionError(f"the server closed the connection: {exc}"))
 
+    @property
+    def is_open(self) -> bool:
+        """A server closes what was idle for some seconds."""
+        return self._transport is not None and not self._transport.is_closing()
+
     def close(self) -> None:
         assert self._transport is not None
         self._transport.close()
@@ -77,6 +82,7 @@ class StreamClient:
     async def ask(self, body: Mapping[str, Any]) -> Streamed:
         """Raises ConnectionError where the status is not 200, or the answer does not come to its end."""
         content = json.dumps(body).encode()
+        self._idle = [one for one in self._idle if one.is_open]
         connection = self._idle.pop() if self._idle else await self._connect()
         answer = await connection.ask(f"{self._head}Content-Length: {len(content)}\r\n\r\n".encode() + content)
         self._idle.append(connection)

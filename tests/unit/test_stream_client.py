@@ -54,6 +54,15 @@ async def test_an_answer_ends_with_its_last_chunk_and_its_connection_is_used_aga
         assert 0 < answer.first_seconds < 0.05
 
 
+async def test_a_connection_that_the_server_closed_is_not_used_again():
+    whole = (HEAD, b"3\r\na\n\n\r\n0\r\n\r\n")
+    async with answering((*whole, None), whole) as (client, asked):
+        await client.ask({"n": 1})
+        await asyncio.sleep(0.05)
+        await client.ask({"n": 2})
+    assert asked == [b'{"n": 1}', b'{"n": 2}']
+
+
 @pytest.mark.parametrize(
     ("pieces", "message"),
     [
