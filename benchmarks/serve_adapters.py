@@ -23,7 +23,7 @@ from peft import LoraConfig, get_peft_model
 
 import serving_table
 from comparison import tell_measured
-from plinth_workloads.serving.garbage import collect_and_freeze
+from plinth_workloads.serving.replica_memory import tidy_memory
 from record import spread, write_record
 from serve_engine import CLIENTS, PROMPT_TOKENS, SUBJECTS, Sides, make_model
 from turns import ratios, take_turns
@@ -52,7 +52,7 @@ async def pauses(sides: Sides, folder: Path) -> dict[str, float]:
     The first adapter that comes finds all places of the bank taken, which grows for it.
     """
     # As replicas do: a search of all memory is none of what an adapter costs.
-    collect_and_freeze()
+    tidy_memory()
     worker, ends, first_tokens = sides.engine._worker, list[float](), asyncio.Semaphore(0)
     step = worker._step
 

@@ -40,6 +40,8 @@ from turns import ratios, take_turns
 
 _SERVERS = ("asgi", "ray_serve")
 _REQUESTS_EACH = 3
+_BLOCKS = 3
+"""In each round: one of a few seconds is as far off as this machine's speed changes meanwhile."""
 _LOAD = 0.75
 _LOAD_SECONDS = 40.0
 _READY_SECONDS = 60.0
@@ -55,7 +57,7 @@ def serve_plain(folder: str, port: int) -> None:
 
     from plinth_workloads.models.load import load_for_inference
     from plinth_workloads.serving.asgi import build_asgi
-    from plinth_workloads.serving.garbage import collect_and_freeze
+    from plinth_workloads.serving.replica_memory import tidy_memory
     from plinth_workloads.serving.served_model import ServedModel
     from plinth_workloads.serving.served_names import ServedNames
     from plinth_workloads.serving.torch_engine import TorchEngine
@@ -63,7 +65,7 @@ def serve_plain(folder: str, port: int) -> None:
     async def serve() -> None:
         served = ServedModel(
             lambda uri: TorchEngine(*load_for_inference(uri, tracking_uri="", cache_dir=Path(folder) / "cache")),
-            tidy=collect_and_freeze,
+            tidy=tidy_memory,
         )
         served.set_target(f"file://{folder}")
         await served.wait_loaded()
@@ -155,11 +157,11 @@ def measure(name: str, *, rounds: int) -> dict[str, Any]:
     """All figures of one model."""
     everywhere = os.sched_getaffinity(0)
     with _asked(name, everywhere, everywhere) as (blocks, plain, serve):
-        alone = take_turns({side: blocks[side] for side in ("bare", *_SERVERS)}, 3 * rounds, 1)
-        seconds = take_turns({side: blocks[side] for side in ("engine", *_SERVERS)}, rounds, CLIENTS)
+        alone = take_turns({side: blocks[side] for side in ("bare", *_SERVERS)}, _BLOCKS * rounds, 1)
+        seconds = take_turns({side: blocks[side] for side in ("engine", *_SERVERS)}, _BLOCKS * rounds, CLIENTS)
         first = take_turns({"asgi": plain.under_load, "ray_serve": serve.under_load}, rounds, CLIENTS)
     with _asked(name, _SERVER_CORE, _CLIENT_CORE) as (blocks, _, _):
-        apart = take_turns({side: blocks[side] for side in ("engine", *_SERVERS)}, rounds, CLIENTS)
+        apart = take_turns({side: blocks[side] for side in ("engine", *_SERVERS)}, _BLOCKS * rounds, CLIENTS)
     return {
         **_throughput(name, seconds),
         "one_client_seconds_per_token": {

@@ -21,7 +21,7 @@ from peft import LoraConfig, get_peft_model
 from plinth_api.run import ServeLimits
 from plinth_workloads.models.load import load_for_inference
 from plinth_workloads.serving.asgi import build_asgi
-from plinth_workloads.serving.garbage import collect_and_freeze
+from plinth_workloads.serving.replica_memory import tidy_memory
 from plinth_workloads.serving.served_model import ServedModel
 from plinth_workloads.serving.served_names import ServedNames
 from plinth_workloads.serving.torch_engine import TorchEngine
@@ -60,9 +60,7 @@ async def serve(folder: Path) -> None:
         model, tokenizer = load_for_inference(uri, tracking_uri="", cache_dir=folder / "cache")
         return TorchEngine(model, tokenizer, max_batch_size=MAX_BATCH, max_waiting=MAX_WAITING)
 
-    served = ServedModel(
-        engine, fetch_adapter=lambda uri, _: Path(uri.removeprefix("file://")), tidy=collect_and_freeze
-    )
+    served = ServedModel(engine, fetch_adapter=lambda uri, _: Path(uri.removeprefix("file://")), tidy=tidy_memory)
     served.limits = LIMITS
     served.set_target(f"file://{folder / MODELS[0]}")
     await served.wait_loaded()

@@ -18,10 +18,10 @@ from plinth_workloads.models.model_load import ModelLoad, following
 from plinth_workloads.serving.api_keys import ApiKeys
 from plinth_workloads.serving.asgi import build_asgi
 from plinth_workloads.serving.engine import ModelEngine
-from plinth_workloads.serving.garbage import collect_and_freeze
 from plinth_workloads.serving.idle_clock import IdleClock
 from plinth_workloads.serving.idle_policy import IDLE_SECONDS
 from plinth_workloads.serving.probe_server import ProbeServer
+from plinth_workloads.serving.replica_memory import tidy_memory
 from plinth_workloads.serving.room import Room, needed_bytes
 from plinth_workloads.serving.served_model import ServedModel
 from plinth_workloads.serving.served_names import ServedNames
@@ -94,7 +94,7 @@ class Replica:
             partial(_make_engine, self._run, load),
             fetch_adapter=partial(_fetch_adapter, self._run),
             room_for=partial(_room_for, self._run, load),
-            tidy=collect_and_freeze,
+            tidy=tidy_memory,
             load=load,
         )
         keys = ApiKeys(Path(self._run.api_keys_dir)) if self._run.api_keys_dir else None

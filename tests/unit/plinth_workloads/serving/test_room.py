@@ -12,7 +12,7 @@ from plinth_api.run import ServeRun
 from plinth_workloads.errors import UserError
 from plinth_workloads.models.model_load import ModelLoad
 from plinth_workloads.serving.app import _room_for
-from plinth_workloads.serving.garbage import collect_and_freeze
+from plinth_workloads.serving.replica_memory import tidy_memory
 from plinth_workloads.serving.room import Room, needed_bytes
 from plinth_workloads.serving.served_model import ServedModel
 from unit.plinth_workloads.serving.asgi_service import service, texts_until
@@ -200,7 +200,7 @@ async def test_a_real_model_gives_its_memory_back_before_the_next_one_takes_any(
         weights.append(weakref.ref(model.model.embed_tokens.weight))
         return make_engine(model)
 
-    async with service(make_version, room_for=lambda uri: Room(2, 1), tidy=collect_and_freeze) as (served, _, client):
+    async with service(make_version, room_for=lambda uri: Room(2, 1), tidy=tidy_memory) as (served, _, client):
         texts = await texts_until(served, client, NEW, max_tokens=10)
         assert set(texts) == {greedy_text(make_model(seed=seed), "abc", 10) for seed in (1, 2)}
         assert alive == [0, 0]
